@@ -1,0 +1,354 @@
+"""The typed configuration tree: a dataclass for each group in conf/, and the commands' own.
+
+Design choices:
+- One tree. Hydra merges the YAML of conf/ and the command line into it, so an unknown key or a wrong type is an error
+  with the key's name (law 5). What DeepSpeed or W&B need is generated from it.
+- Every field says what it means below it; `megatrain COMMAND --help` and --cfg job print the values.
+- Lengths and batches count samples; a sample is sequence_length tokens. Rates are per optimizer step.
+- Only types here: what may be combined with what is checks.py's, and composing is compose.py's. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Precision(Enum):
+    """What the forward and backward passes compute in. Master weights are fp32 (ZeRO's also at fp64)."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+    fp64 = "fp64"
+
+
+class Norm(Enum):
+    """The normalisation before attention, before the MLP and at the end."""
+
+    rms = "rms"
+    layer = "layer"
+
+
+class Schedule(Enum):
+    """How the learning rate goes after warm-up: a half cosine, or stable and then a linear decay, or constant."""
+
+    cosine = "cosine"
+    warmup_stable_decay = "warmup_stable_decay"
+    constant = "constant"
+
+
+class WandbMode(Enum):
+    """Where a W&B run goes: to files in the run directory, to the server, nowhere."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class RopeScaling:
+    """Llama 3's stretching of rotary frequencies (Dubey et al. 2024, section 3.2)."""
+
+    factor: float = 8.0
+    """How much longer the low frequencies' wavelengths become."""
+    low_frequency_factor: float = 1.0
+    """Wavelengths above original_context / this are stretched whole."""
+    high_frequency_factor: float = 4.0
+    """Wavelengths below original_context / this are left alone."""
+    original_context: int = 8192
+    """The sequence length that the frequencies were made for, in tokens."""
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a decoder of the Llama family."""
+
+    name: str = MISSING
+    """What it is called in logs."""
+    vocab_size: int = MISSING
+    """Rows of the embedding; at least the tokenizer's ids."""
+    hidden_size: int = MISSING
+    """Width of the residual stream."""
+    num_layers: int = MISSING
+    num_heads: int = MISSING
+    """Query heads."""
+    num_kv_heads: int = MISSING
+    """Key and value heads; divides num_heads."""
+    head_dim: int | None = None
+    """Width of a head; null: hidden_size / num_heads."""
+    intermediate_size: int = MISSING
+    """Width inside the SwiGLU MLP."""
+    norm: Norm = Norm.rms
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3's scaling; null: none."""
+    sliding_window: int | None = None
+    """A query sees this many keys, itself included; null: all."""
+    tie_embeddings: bool = False
+    """The head is the embedding's matrix."""
+    attention_bias: bool = False
+    """Biases in the four projections of attention."""
+    mlp_bias: bool = False
+    """Biases in the three projections of the MLP."""
+    qk_norm: bool = False
+    """RMSNorm of each query and key head before the rotation."""
+    initializer_std: float = 0.02
+    """Standard deviation of initial weights; residual projections have it over sqrt(2 num_layers)."""
+
+
+@dataclass
+class SourceConfig:
+    """One set of shards of a mixture."""
+
+    path: str = MISSING
+    """A folder that `megatrain prep` wrote."""
+    weight: float = 1.0
+    """Share of samples, relative to the other sources."""
+    max_epochs: float | None = None
+    """How often it may be seen; null: without limit."""
+
+
+@dataclass
+class DataConfig:
+    """What is trained on, and how samples are cut from it."""
+
+    path: str | None = None
+    """A folder that `megatrain prep` wrote; or give data.sources."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Several sets with weights: data.sources.NAME.path=DIR."""
+    document_mask: bool = True
+    """Attention stays within a document, and positions start again with each."""
+    prefetch: int = 2
+    """Global batches read ahead, by one thread a rank."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """What is predicted."""
+
+    name: str = "causal"
+    """causal: position i predicts id i+1."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and the learning rate."""
+
+    learning_rate: float = 3e-4
+    """The peak, after warm-up."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_norms: bool = False
+    decay_biases: bool = False
+    decay_embeddings: bool = False
+    """Whether weight decay also takes these. A tied embedding is an embedding."""
+    gradient_clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    decay_steps: int | None = None
+    """Steps of decay at the end; null: all after warm-up (cosine), a fifth of max_steps (warmup_stable_decay)."""
+    final_ratio: float = 0.1
+    """The last learning rate over the peak."""
+
+
+@dataclass
+class EngineConfig:
+    """Who shards, schedules, clips and steps."""
+
+    name: str = "deepspeed"
+    zero_stage: int = 3
+    """What DeepSpeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
+    offload_optimizer: bool = False
+    """Masters and moments live in host memory, and the step runs there."""
+    bucket_elements: int = 50_000_000
+    """Elements that are reduced or gathered at once."""
+    prefetch_elements: int = 50_000_000
+    """Elements of weights that ZeRO-3 gathers ahead of their use."""
+    max_live_elements: int = 1_000_000_000
+    """Gathered elements that ZeRO-3 may hold."""
+    persistence_elements: int = 100_000
+    """Weights smaller than this stay whole on every rank under ZeRO-3."""
+    overlap_communication: bool = True
+    """Reduce gradients while backward runs (a GPU stream; no effect on the CPU)."""
+
+
+@dataclass
+class ParallelConfig:
+    """How the ranks are divided; data parallel is what is left."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+
+
+@dataclass
+class SavingConfig:
+    """When checkpoints are written; one is always written at the end and when the run is stopped."""
+
+    every: int = 500
+    """Steps between checkpoints; 0: only at the end and when stopped."""
+
+
+@dataclass
+class EvaluationConfig:
+    """The held-out loss while training."""
+
+    every: int = 0
+    """Steps between evaluations; 0: none."""
+    samples: int = 64
+    """Held-out samples taken each time, always the same ones."""
+
+
+@dataclass
+class WandbConfig:
+    mode: WandbMode = WandbMode.offline
+    project: str = "megatrain"
+    entity: str | None = None
+    name: str | None = None
+    """Name of the run; null: the run directory's."""
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TensorboardConfig:
+    enabled: bool = False
+
+
+@dataclass
+class ConsoleConfig:
+    every: int = 1
+    """Steps between updates of the progress line of rank 0; 0: none."""
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go, besides metrics.jsonl, which is always written."""
+
+    console: ConsoleConfig = field(default_factory=ConsoleConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+
+
+@dataclass
+class LaunchConfig:
+    """The processes of a run."""
+
+    processes: int | None = None
+    """Processes of this node; null: its GPUs, else 1."""
+    nodes: int = 1
+    """Nodes; the same command is started on each."""
+    rendezvous: str | None = None
+    """HOST:PORT of one of the nodes, where they meet; needed with more than one."""
+    max_idle_share: float = 0.05
+    """Largest share of a step's sample slots that may stay empty where the global batch doesn't divide."""
+
+
+@dataclass
+class TrainConfig:
+    """`megatrain train`."""
+
+    run_dir: str = MISSING
+    """Everything of the run lies here; a run directory that holds a checkpoint is continued."""
+    seed: int = 0
+    """Initial weights and the order of samples."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time."""
+    precision: Precision = Precision.bf16
+    sequence_length: int = 2048
+    """Tokens of a sample."""
+    global_batch_size: int = 256
+    """Samples of an optimizer step, over all ranks."""
+    micro_batch_size: int = 1
+    """Samples that a rank computes at once."""
+    max_steps: int = MISSING
+    """Optimizer steps of the whole run."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    saving: SavingConfig = field(default_factory=SavingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+@dataclass
+class EvalDataConfig:
+    """What `megatrain eval` reads."""
+
+    path: str | None = None
+    """A folder that `megatrain prep` wrote; its held-out split is evaluated."""
+
+
+@dataclass
+class EvalConfig:
+    """`megatrain eval`."""
+
+    checkpoint: str = MISSING
+    """A run directory (its newest whole checkpoint) or a step's folder."""
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    text: str | None = None
+    """A UTF-8 text file to evaluate instead of data.path."""
+    output: str | None = None
+    """A JSON file for the results."""
+    precision: Precision = Precision.fp32
+    sequence_length: int | None = None
+    """Tokens of a sample; null: as in training."""
+    micro_batch_size: int = 8
+    max_samples: int | None = None
+    """Samples to take; null: the whole held-out split."""
+
+
+@dataclass
+class GenerateConfig:
+    """`megatrain generate`."""
+
+    checkpoint: str = MISSING
+    """A run directory (its newest whole checkpoint) or a step's folder."""
+    prompt: str = ""
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    """0: always the likeliest token."""
+    top_k: int = 50
+    """Sample among so many likeliest tokens; 0: all."""
+    seed: int = 0
+    precision: Precision = Precision.fp32
+
+
+@dataclass
+class ExportConfig:
+    """`megatrain export`."""
+
+    checkpoint: str = MISSING
+    """A run directory (its newest whole checkpoint) or a step's folder."""
+    output: str = MISSING
+    """The Hugging Face folder to write."""
+    precision: Precision = Precision.fp32
+    """What the weights are written in."""
+
+
+@dataclass
+class ReportConfig:
+    """`megatrain report`."""
+
+    run_dir: str = MISSING
+    output: str | None = None
+    """The HTML file; null: RUN_DIR/report.html."""
+
+
+@dataclass
+class InspectConfig:
+    """`megatrain inspect`."""
+
+    path: str = MISSING
+    """A shard set, a run directory or a step's folder."""

@@ -1,0 +1,59 @@
+"""Law 1: a parameter is a flat vector, a shard is a few contiguous ranges of it.
+
+Design choices:
+- A Shard is how an engine shows what this rank holds: live views, no copy, no collective. Checkpoints, initial weights
+  and export all speak in it, so none of them knows an engine.
+- State that isn't there yet comes from a ShardReader: a checkpoint, or the counter-based initial weights. A fresh
+  start and a resume are therefore the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+MASTER = "master"
+"""The state that is the parameter itself, in the precision that the optimizer keeps."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The ranges of one parameter that this rank holds, with their training state.
+
+    name: global, the same in every layout.
+    shape: of the whole parameter as it is stored.
+    ranges: (start, stop) in the flattened parameter, ascending, not touching each other.
+    tensors: state name (MASTER, exp_avg, exp_avg_sq) to a 1-D live view; the ranges one after the other.
+    replica, replicas: this is copy `replica` of `replicas` that hold the same ranges on other ranks.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]
+    tensors: dict[str, Tensor]
+    replica: int = 0
+    replicas: int = 1
+
+
+class ShardReader(Protocol):
+    """Where the state of a parameter's ranges comes from."""
+
+    @property
+    def optimizer_step(self) -> int:
+        """Steps that the optimizer has taken."""
+        ...
+
+    def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the flattened parameter `name`: 1-D, on the CPU, in the dtype it was stored in."""
+        ...
+
+
+def load(shard: Shard, reader: ShardReader) -> None:
+    """Fills the views of `shard` in place from `reader`."""
+    for state, tensor in shard.tensors.items():
+        offset = 0
+        for start, stop in shard.ranges:
+            tensor[offset : offset + stop - start].copy_(reader.read(state, shard.name, start, stop))
+            offset += stop - start
