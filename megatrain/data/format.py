@@ -1,0 +1,236 @@
+"""The shard format, version 1: what tar shards, their indexes and the manifest hold, and how they are read.
+
+docs/format.md describes the bytes; data_prep/shards.py writes them. A set is a folder that `megatrain prep` wrote:
+
+    DIR/tokenizer.json
+    DIR/train/manifest.json              written last: without it there is no set
+    DIR/train/shard-000000.tar           N.tokens and N.lengths, one pair a member
+    DIR/train/shard-000000.json          the index: where each member lies, and its hash
+    DIR/train/shard-000000.parquet       a row a document: id, url, source, language, metadata
+    DIR/held_out/...                     the same for documents that are never trained on
+
+Design choices:
+- A member is about 4 MB of whole documents, so hashing, packing and remote reads have one unit, and the tar's padding
+  is under 0.1% of the bytes.
+- Everything is checked against something: manifest by its own sha256, index by the manifest, members by the index.
+  Opening costs two stat calls a shard; an index is read when asked for; a member is hashed by who touches it first.
+- Tars are plain USTAR with nothing in them that depends on when or by whom they were written, so equal input gives
+  equal bytes. Payloads begin at multiples of 512: views of an mmap are aligned.
+- No torch, no pyarrow: the trainer and the offline stage share this file alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from mmap import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from megatrain.errors import GaveUp, InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+TRAIN = "train"
+HELD_OUT = "held_out"
+LENGTH_DTYPE = np.dtype("<u4")
+"""What `N.lengths` holds: the tokens of each document, its EOS included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One pair `N.tokens`, `N.lengths` of a shard.
+
+    name: N. tokens, documents: how many it holds. tokens_offset, lengths_offset: where the payloads begin in the tar,
+    in bytes, multiples of 512. xxh3_128: `member_digest` of the payloads, hexadecimal.
+    """
+
+    name: str
+    tokens: int
+    documents: int
+    tokens_offset: int
+    lengths_offset: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One shard in the manifest.
+
+    name: of the tar, in the manifest's folder. bytes: of the tar. source, language: what all its documents share, else
+    None. xxh3_128, index_xxh3_128, metadata_xxh3_128: of the tar, the index and the Parquet file, hexadecimal.
+    """
+
+    name: str
+    bytes: int
+    members: int
+    tokens: int
+    documents: int
+    source: str | None
+    language: str | None
+    xxh3_128: str
+    index_xxh3_128: str
+    metadata_xxh3_128: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a split is made of. `id_dtype` is "uint16" or "uint32"; every id is below `vocab_size`."""
+
+    split: str
+    id_dtype: str
+    vocab_size: int
+    eos_id: int
+    tokenizer_sha256: str
+    tokens: int
+    documents: int
+    shards: tuple[ShardEntry, ...]
+    tokenizer: str = TOKENIZER
+    version: int = VERSION
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the canonical form, hexadecimal: what identifies this data."""
+        return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One split on disk. Made by `open_set`, which has checked it."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def id_dtype(self) -> np.dtype[Any]:
+        """The dtype of the stored ids, little-endian."""
+        return np.dtype(self.manifest.id_dtype).newbyteorder("<")
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json that made the ids."""
+        return self.folder.parent / self.manifest.tokenizer
+
+    def path(self, shard: int) -> Path:
+        """The tar of shard number `shard`."""
+        return self.folder / self.manifest.shards[shard].name
+
+    def members(self, shard: int) -> tuple[Member, ...]:
+        """The members of shard number `shard`, read anew from its index.
+
+        Raises GaveUp if the index is not the one that the manifest was written with.
+        """
+        entry = self.manifest.shards[shard]
+        path = index_path(self.path(shard))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise GaveUp(f"{path}: can't read the index of the shard: {error.strerror}") from None
+        if xxhash.xxh3_128_hexdigest(data) != entry.index_xxh3_128:
+            raise GaveUp(f"{path}: altered since the manifest was written (xxh3-128 differs)")
+        return tuple(Member(**member) for member in json.loads(data)["members"])
+
+
+def open_set(path: Path | str, split: str = TRAIN) -> ShardSet:
+    """Opens the split of a set and checks that it is there.
+
+    path: the folder that `megatrain prep` wrote, or that of the split itself.
+    Raises InputError, naming the file, if the manifest is missing, altered or of another version, if it is another
+    split's, or if the tokenizer, a shard or its index is missing, or a shard has another size.
+    """
+    path = Path(path)
+    folder = path / split if (path / split / MANIFEST).is_file() else path
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{path}: no {split}/{MANIFEST} in it; give a folder that `megatrain prep` finished")
+    opened = ShardSet(folder, read_manifest(folder / MANIFEST))
+    if opened.manifest.split != split:
+        raise InputError(f"{folder}: holds the split {opened.manifest.split}, and {split} was asked for")
+    for shard, entry in enumerate(opened.manifest.shards):
+        tar = opened.path(shard)
+        size = tar.stat().st_size if tar.is_file() else None
+        if size is None or not index_path(tar).is_file():
+            raise InputError(f"{tar if size is None else index_path(tar)}: missing, and the manifest lists it")
+        if size != entry.bytes:
+            raise InputError(f"{tar}: has {size} bytes, and the manifest says {entry.bytes}")
+    if not opened.tokenizer.is_file():
+        raise InputError(f"{opened.tokenizer}: missing, and {folder / MANIFEST} names it")
+    if hashlib.sha256(opened.tokenizer.read_bytes()).hexdigest() != opened.manifest.tokenizer_sha256:
+        raise InputError(f"{opened.tokenizer}: not the tokenizer that made the shards (sha256 differs)")
+    return opened
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads and checks a manifest by itself. Raises InputError naming the file."""
+    try:
+        value = json.loads(path.read_bytes())
+        version, sha256 = value["version"], value.pop("sha256")
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not a manifest (JSON with version and sha256)") from None
+    if version != VERSION:
+        raise InputError(f"{path}: version {version} of the format, and this program reads version {VERSION}")
+    try:
+        manifest = Manifest(**value | {"shards": tuple(ShardEntry(**shard) for shard in value["shards"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a manifest of version {VERSION}: {error}") from None
+    if manifest.sha256 != sha256:
+        raise InputError(f"{path}: altered since it was written (sha256 differs)")
+    for name in (manifest.tokenizer, *(shard.name for shard in manifest.shards)):
+        if Path(name).name != name:
+            raise InputError(f"{path}: names {name!r}, which is not a plain file name")
+    if manifest.id_dtype != id_dtype_name(manifest.vocab_size):
+        legal = id_dtype_name(manifest.vocab_size)
+        raise InputError(f"{path}: id_dtype={manifest.id_dtype}: {legal} is for vocab_size={manifest.vocab_size}")
+    return manifest
+
+
+def member_arrays(
+    shard: bytes | mmap | npt.NDArray[np.uint8], member: Member, id_dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
+    """Views of a member's payloads, not yet verified: ids id_dtype[tokens], lengths uint32[documents].
+
+    shard: the bytes of the whole tar, such as an mmap.
+    """
+    ids = np.frombuffer(shard, id_dtype, member.tokens, member.tokens_offset)
+    return ids, np.frombuffer(shard, LENGTH_DTYPE, member.documents, member.lengths_offset)
+
+
+def member_digest(tokens: Buffer, lengths: Buffer) -> str:
+    """xxh3-128 over the payload of `N.tokens` followed by that of `N.lengths`, hexadecimal."""
+    digest = xxhash.xxh3_128(tokens)
+    digest.update(lengths)
+    return digest.hexdigest()
+
+
+def id_dtype_name(vocab_size: int) -> str:
+    """The id type of a vocabulary: uint16 where every id fits."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def shard_name(number: int) -> str:
+    """The file name of shard `number` of a split."""
+    return f"shard-{number:06d}.tar"
+
+
+def index_path(shard: Path) -> Path:
+    """The index beside a shard."""
+    return shard.with_suffix(".json")
+
+
+def metadata_path(shard: Path) -> Path:
+    """The document metadata beside a shard."""
+    return shard.with_suffix(".parquet")
+
+
+def canonical_json(value: object) -> bytes:
+    """What a hash over JSON is a hash of: sorted keys, no spaces, ASCII. Values hold no floats."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
