@@ -1,0 +1,70 @@
+"""What a run writes down: a record a step, and the JSON lines that records and events are kept in.
+
+Design choices:
+- A number that isn't finite has no JSON form, so in a line it is null and its name is in `non_finite` ("nan", "inf",
+  "-inf"): every JSON reader takes the file, a table reader sees a gap, and `read` gives the number back.
+- A reader never fails on the line that a dying process left half-written; it leaves it out.
+- Floats are written as Python prints them, which is exact: two runs are compared bit for bit through their files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+Value = str | int | float | None
+Record = dict[str, Value]
+
+NON_FINITE = "non_finite"
+SECRETS = frozenset({"key", "secret", "token", "password", "passwd", "passphrase", "credential", "credentials"})
+"""Words that a configuration key naming a secret contains (api_key, hub_token; not tokenizer, not max_tokens)."""
+
+
+def encode(record: Mapping[str, Value]) -> str:
+    """One line of JSON, without its newline. Numbers that aren't finite: see the design choices."""
+    line: dict[str, object] = dict(record)
+    non_finite = {
+        name: str(value) for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)
+    }
+    if non_finite:
+        line |= dict.fromkeys(non_finite, None)
+        line[NON_FINITE] = non_finite
+    return json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+def decode(line: bytes) -> Record | None:
+    """What `encode` made a line of; None for anything that isn't a whole JSON object."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    non_finite = record.pop(NON_FINITE, {})
+    return record | {name: float(value) for name, value in non_finite.items()}
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The whole records of a JSON lines file in order; none where there is no file."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            record = decode(line)
+            if record is not None:
+                yield record
+
+
+def without_secrets(tree: object) -> object:
+    """A copy of a configuration tree of dicts, lists and values without the keys that name a secret (law 8)."""
+    if isinstance(tree, Mapping):
+        return {
+            key: without_secrets(value)
+            for key, value in tree.items()
+            if SECRETS.isdisjoint(str(key).lower().replace("-", "_").split("_"))
+        }
+    if isinstance(tree, list | tuple):
+        return [without_secrets(value) for value in tree]
+    return tree
