@@ -1,0 +1,146 @@
+"""Writes a checkpoint of version 1: each rank its files, then rank 0 the commit record.
+
+Design choices:
+- No collective: each function is one rank's own work, and agreeing on success lies between them (manager.py).
+- Bytes go straight from the live views to the file and the hash; nothing is gathered, nothing is copied on the CPU.
+- commit() trusts no rank: sizes are looked at and exact coverage is checked over all indexes before the record exists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+import xxhash
+
+from megatrain.checkpoint.format import (
+    CALL_BYTES,
+    CHUNK_BYTES,
+    COMMIT,
+    DIGEST_BYTES,
+    DTYPES,
+    STATE,
+    VERSION,
+    BrokenCheckpoint,
+    Commit,
+    FileRecord,
+    Row,
+    TrainerState,
+    check_coverage,
+    data_name,
+    encode,
+    file_names,
+    hashes_name,
+    index_name,
+    seal,
+)
+from megatrain.engines.ranges import Shard
+from megatrain.resilience.files import sync_folder, write_synced, write_whole
+
+
+class HashedWriter:
+    """Writes a file and takes the xxh3-128 of each chunk of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """file: buffered by CALL_BYTES, so that small tensors don't become small calls."""
+        self.position = 0
+        self._file = file
+        self._hash = xxhash.xxh3_128()
+        self._digests = bytearray()
+
+    def write(self, data: memoryview) -> None:
+        """Appends `data`, bytes."""
+        for start in range(0, len(data), CALL_BYTES):
+            self._file.write(data[start : start + CALL_BYTES])
+        while len(data):
+            part = data[: CHUNK_BYTES - self.position % CHUNK_BYTES]
+            self._hash.update(part)
+            self.position += len(part)
+            if self.position % CHUNK_BYTES == 0:
+                self._end_chunk()
+            data = data[len(part) :]
+
+    def finish(self) -> bytes:
+        """The digests of all chunks, the shorter last one included."""
+        if self.position % CHUNK_BYTES:
+            self._end_chunk()
+        return bytes(self._digests)
+
+    def _end_chunk(self) -> None:
+        self._digests += self._hash.digest()
+        self._hash.reset()
+
+
+def owned(shard: Shard) -> Iterator[tuple[int, int, int]]:
+    """What this replica writes: (start, stop, offset into the view) for its slice of each range, in elements."""
+    offset = 0
+    for start, stop in shard.ranges:
+        size = stop - start
+        first, last = (size * i // shard.replicas for i in (shard.replica, shard.replica + 1))
+        if first < last:
+            yield start + first, start + last, offset + first
+        offset += size
+
+
+def write_rank(folder: Path, rank: int, shards: Iterable[Shard]) -> None:
+    """Writes and syncs this rank's data, chunk hashes and index. Raises OSError, as writing does.
+
+    Raises ValueError where a view hasn't the elements of its ranges (padding that an engine forgot to cut off) or is
+    of a dtype that the format hasn't.
+    """
+    rows: list[Row] = []
+    with (folder / data_name(rank)).open("wb", buffering=CALL_BYTES) as file:
+        writer = HashedWriter(file)
+        for shard in shards:
+            rows += _write_shard(writer, rank, shard)
+        file.flush()
+        os.fsync(file.fileno())
+    hashes = writer.finish()
+    write_synced(folder / hashes_name(rank), hashes)
+    fields = [{key: value for key, value in asdict(row).items() if key != "rank"} for row in rows]
+    index = {"version": VERSION, "rank": rank, "hashes": xxhash.xxh3_128_hexdigest(hashes), "rows": fields}
+    write_synced(folder / index_name(rank), encode(index))
+    sync_folder(folder)
+
+
+def _write_shard(writer: HashedWriter, rank: int, shard: Shard) -> Iterator[Row]:
+    elements = sum(stop - start for start, stop in shard.ranges)
+    for state, view in shard.tensors.items():
+        dtype = str(view.dtype).removeprefix("torch.")
+        if view.shape != (elements,) or dtype not in DTYPES:
+            raise ValueError(f"{state} of {shard.name}: {dtype}{list(view.shape)} for {elements} elements")
+        # The one place where state leaves the device. Saving isn't the training path: it may wait for the copy.
+        data = view.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        for start, stop, offset in owned(shard):
+            yield Row(rank, state, shard.name, shard.shape, dtype, start, stop, writer.position)
+            writer.write(data[offset * view.itemsize : (offset + stop - start) * view.itemsize])
+
+
+def commit(folder: Path, step: int, world_size: int, state: TrainerState) -> None:
+    """Writes the trainer's state, checks what all ranks wrote, and makes the folder a checkpoint. Rank 0 only, last.
+
+    Raises BrokenCheckpoint where a file is missing or the ranges of all ranks don't cover every parameter exactly.
+    """
+    write_synced(folder / STATE, encode({"version": VERSION, **state}))
+    files: dict[str, FileRecord] = {}
+    for name in file_names(world_size):
+        if not (folder / name).is_file():
+            raise BrokenCheckpoint(f"{folder / name}: missing; is the run directory on a file system all nodes share?")
+        files[name] = {"bytes": (folder / name).stat().st_size}
+    rows: list[Row] = []
+    for rank in range(world_size):
+        size, hashes = files[data_name(rank)]["bytes"], files[hashes_name(rank)]["bytes"]
+        if hashes != -(-size // CHUNK_BYTES) * DIGEST_BYTES:
+            raise BrokenCheckpoint(f"{folder / data_name(rank)}: {size} bytes, but {hashes} bytes of hashes")
+        raw = (folder / index_name(rank)).read_bytes()
+        files[index_name(rank)]["xxh3_128"] = xxhash.xxh3_128_hexdigest(raw)
+        rows += [Row(rank, **{**row, "shape": tuple(row["shape"])}) for row in json.loads(raw)["rows"]]
+    check_coverage(rows)
+    files[STATE]["xxh3_128"] = xxhash.xxh3_128_hexdigest((folder / STATE).read_bytes())
+    record: Commit = {"version": VERSION, "step": step, "world_size": world_size, "files": files}
+    write_whole(folder / COMMIT, seal(record))
