@@ -1,0 +1,150 @@
+"""What one data-parallel rank trains on, step by step, and what it evaluates on.
+
+Design choices:
+- A step is read, cut and made into inputs and targets as a whole, then sliced into micro-batches: few numpy and torch
+  calls a step, whatever the micro-batch size. It happens in one thread, ahead of the trainer, pinned memory included.
+- The objective is a function given from outside: data knows nothing of what is predicted.
+- The state is that of the steps handed out, not of those read ahead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import xxhash
+
+from megatrain import device
+from megatrain.batch import Batch, Sequences
+from megatrain.data.order import Int64
+from megatrain.data.prefetch import Prefetch
+from megatrain.data.reader import Int32
+from megatrain.data.samples import EMPTY, RawSamples, SampleOrder, Source, held_out_order, read_samples
+from megatrain.data.slots import slots
+from megatrain.data.state import State
+
+Objective = Callable[[Sequences], Batch]
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """What one rank computes of one global batch.
+
+    micro_batches: equally many on every rank, all of micro_batch_size samples.
+    digest: this rank's part of batch_digest, in 0..2^64-1; the global batch's is the sum over ranks, mod 2^64.
+    first, last: the first and last sample n of the global batch. samples: last - first + 1.
+    wait_seconds: how long the consumer waited for it.
+    """
+
+    micro_batches: list[Batch]
+    digest: int
+    first: int
+    last: int
+    wait_seconds: float = 0.0
+
+    @property
+    def samples(self) -> int:
+        """Samples of the global batch; fewer than global_batch_size only where the data end."""
+        return self.last - self.first + 1
+
+
+class Loader(Iterator[RankBatch]):
+    """Yields one RankBatch a step from state["n"] on, until max_epochs end it. Close it when done.
+
+    state: from start_state or resume_state; its last segment has the global batch size.
+    micro_batch_size: samples. rank, ranks: data parallel. prefetch: steps read ahead, at least 1.
+    Raises GaveUp, naming shard and member, at the step that needs an altered one.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        objective: Objective,
+        state: State,
+        *,
+        micro_batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        self._order = order
+        self._objective = objective
+        self._state = state
+        self._global_batch_size = state["segments"][-1]["global_batch_size"]
+        self._places = slots(self._global_batch_size, micro_batch_size, ranks, rank)
+        self._ahead = Prefetch(self._steps(state["n"]), prefetch)
+
+    def __next__(self) -> RankBatch:
+        before = time.perf_counter()
+        batch = next(self._ahead)
+        self._state = {**self._state, "n": batch.last + 1}
+        return replace(batch, wait_seconds=time.perf_counter() - before)
+
+    def state(self) -> State:
+        """Where the next step begins; JSON."""
+        return self._state
+
+    def close(self) -> None:
+        """Ends the thread that reads ahead."""
+        self._ahead.close()
+
+    def _steps(self, n: int) -> Iterator[RankBatch]:
+        total = self._order.total_samples
+        while total is None or n < total:
+            end = n + self._global_batch_size if total is None else min(n + self._global_batch_size, total)
+            yield self._step(n, end)
+            n = end
+
+    def _step(self, first: int, end: int) -> RankBatch:
+        """This rank's part of the global batch of samples [first, end)."""
+        n = (first + self._places).ravel()
+        n[n >= end] = EMPTY
+        raw = self._order.read(n)
+        batch = self._objective(to_sequences(raw)).map(device.pin_memory)
+        size = self._places.shape[1]
+        micro_batches = [part(batch, at, at + size) for at in range(0, len(n), size)]
+        return RankBatch(micro_batches, digest(n, raw.ids), first, end - 1)
+
+
+def held_out_batches(
+    sources: list[Source],
+    objective: Objective,
+    *,
+    samples: int | None,
+    micro_batch_size: int,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[Batch]:
+    """This rank's micro-batches of an evaluation: as many on every rank, always the same samples.
+
+    sources: open_sources(config, sequence_length, HELD_OUT). samples: how many over all ranks; None: all there are.
+    Raises GaveUp, naming shard and member, if one was altered.
+    """
+    source, sample = held_out_order(sources, samples)
+    for places in slots(len(sample), micro_batch_size, ranks, rank):
+        real = places < len(sample)
+        chosen = np.where(real, places, 0)
+        raw = read_samples(sources, np.where(real, source[chosen], 0), np.where(real, sample[chosen], EMPTY))
+        yield objective(to_sequences(raw)).map(device.pin_memory)
+
+
+def digest(n: Int64, ids: Int32) -> int:
+    """The sum mod 2^64 of xxh3_64(ids[i], seed=n[i]) over the samples that aren't EMPTY.
+
+    n: int64[B]. ids: int32[B, S + 1], little-endian, padding included.
+    """
+    rows = zip(n.tolist(), ids, strict=True)
+    return sum(xxhash.xxh3_64_intdigest(row, seed=number) for number, row in rows if number != EMPTY) % (1 << 64)
+
+
+def to_sequences(raw: RawSamples) -> Sequences:
+    """The same memory as tensors."""
+    return Sequences(*(torch.from_numpy(array) for array in (raw.ids, raw.document, raw.length, raw.source)))
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples [start, stop) of a batch, the same memory."""
+    return batch.map(lambda tensor: tensor[start:stop])

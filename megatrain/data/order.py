@@ -1,0 +1,83 @@
+"""A shuffle that is a function: where the i-th place of a keyed permutation of [0, size) leads. No torch.
+
+Design choices:
+- A Feistel network whose halves are a row and a column of a grid just large enough (Black and Rogaway 2002, "Ciphers
+  with arbitrary finite domains", generalised Feistel). The grid has fewer than sqrt(size) cells too many, so walking
+  on from a cell outside of [0, size) is rare; any size is a true permutation, and nothing is kept in memory.
+- Everything is vectorised over places, and so are keys: one call crosses as many epochs as it likes.
+- Sixteen rounds: with twelve, sets of five samples are measurably not uniform. It is statistics, not secrecy.
+- uint64 arithmetic wraps; arrays do so silently, which is why scalars are made arrays first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64 = npt.NDArray[np.uint64]
+Int64 = npt.NDArray[np.int64]
+
+ROUNDS = 16
+MAX_SIZE = 1 << 62
+_ROUND_KEYS = np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+
+def source_key(seed: int, source: str, permutation: int) -> int:
+    """The 64-bit key of all epochs of `source` under its permutation number `permutation`."""
+    text = json.dumps([seed, source, permutation]).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def shuffled(position: Int64, size: int, key: int) -> Int64:
+    """The sample at each place of an endless stream that runs through all of [0, size) once an epoch.
+
+    position: int64[any], counts on over epochs: epoch position // size, place position % size, each epoch its own
+        permutation. Returns int64[any] in [0, size).
+    """
+    place = np.asarray(position, dtype=np.uint64)
+    epoch = place // np.uint64(size)
+    # Mixed twice, so that epoch e under one key is no epoch under another by mere addition.
+    return permute((place % np.uint64(size)).view(np.int64), size, _mix(_mix(epoch) ^ np.uint64(key)))
+
+
+def permute(index: Int64, size: int, key: UInt64) -> Int64:
+    """Where the permutation of [0, size) with each element's key sends `index` (int64[n], key uint64[n])."""
+    if not 0 < size <= MAX_SIZE:
+        raise ValueError(f"a permutation of {size} elements: the size must be in 1..2^62")
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
+    image = np.array(index, dtype=np.uint64)
+    outside = np.arange(image.size)
+    while outside.size:
+        image[outside] = _encrypt(image[outside], key[outside], np.uint64(rows), np.uint64(columns))
+        outside = outside[image[outside] >= size]
+    return image.view(np.int64)
+
+
+def _encrypt(cell: UInt64, key: UInt64, rows: np.uint64, columns: np.uint64) -> UInt64:
+    """One pass of the network over the cells of a grid: row and column are shifted by hashes of each other."""
+    row, column = cell // columns, cell % columns
+    for number, constant in enumerate(_ROUND_KEYS):
+        round_key = key + constant
+        if number % 2 == 0:
+            row = (row + _below(rows, column ^ round_key)) % rows
+        else:
+            column = (column + _below(columns, row ^ round_key)) % columns
+    return row * columns + column
+
+
+def _below(limit: np.uint64, x: UInt64) -> UInt64:
+    """A hash of `x` in [0, limit), limit <= 2^32: its upper half as a fraction."""
+    return ((_mix(x) >> np.uint64(32)) * limit) >> np.uint64(32)
+
+
+def _mix(x: UInt64) -> UInt64:
+    """A bijection of 64 bits in which every bit depends on every other: the finaliser of SplitMix64 (Steele, Lea and
+    Flood 2014, "Fast splittable pseudorandom number generators")."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

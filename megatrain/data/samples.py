@@ -1,0 +1,145 @@
+"""Law 2: sample n as a function of the sets, the mixture, the sequence length, the seed and n. No torch.
+
+Design choices:
+- The three closed forms meet here: mixture.py says which source and which of its places, order.py which sample the
+  place holds in that epoch, sequences.py where the sample lies. Nothing remembers what came before, so to start at any
+  n is to start.
+- data.path=DIR is data.sources.data.path=DIR. Sources are numbered by name, so their order in a file means nothing.
+- The held-out split has no shuffle and no epochs: the first samples of each source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatrain.config import DataConfig, SourceConfig
+from megatrain.data.format import TRAIN, Manifest, open_set
+from megatrain.data.mixture import Mixture, Share
+from megatrain.data.order import Int64, shuffled, source_key
+from megatrain.data.reader import Int32, Reader
+from megatrain.data.sequences import SequenceIndex, read_members
+from megatrain.errors import InputError, bad_value
+
+EMPTY = -1
+"""In place of a sample's number: an empty sample."""
+PACKING = "concat"
+PATH_SOURCE = "data"
+"""The name of the source that data.path stands for."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One open set of a mixture. `config` is its own; `index` says where its samples lie; `reader` reads them."""
+
+    name: str
+    config: SourceConfig
+    manifest: Manifest
+    index: SequenceIndex
+    reader: Reader
+
+
+@dataclass(frozen=True)
+class RawSamples:
+    """Samples as they are stored; the fields are those of batch.Sequences, as numpy arrays."""
+
+    ids: Int32
+    document: Int32
+    length: Int32
+    source: Int32
+
+
+def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -> list[Source]:
+    """Opens the sets of a configuration, by name.
+
+    Raises InputError, naming key or file, where one can't be had, holds no sample, or has another tokenizer than the
+    rest; GaveUp if an index was altered.
+    """
+    if (config.path is None) == (not config.sources):
+        raise InputError("data.path or data.sources.NAME.path: give one of them, a folder that `megatrain prep` wrote")
+    wanted = config.sources or {PATH_SOURCE: SourceConfig(path=str(config.path))}
+    sources = [_open_source(name, wanted[name], sequence_length, split) for name in sorted(wanted)]
+    for source in sources:
+        if source.manifest.tokenizer_sha256 != sources[0].manifest.tokenizer_sha256:
+            raise bad_value(
+                f"data.sources.{source.name}.path",
+                source.config.path,
+                f"its tokenizer is not that of {sources[0].name} ({sources[0].config.path}); all sources need one",
+            )
+    return sources
+
+
+def _open_source(name: str, config: SourceConfig, sequence_length: int, split: str) -> Source:
+    shards = open_set(config.path, split)
+    members = read_members(shards)
+    index = SequenceIndex(members, sequence_length)
+    if index.samples == 0:
+        raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
+    return Source(name, config, shards.manifest, index, Reader(shards, members))
+
+
+def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamples:
+    """Reads samples: number sample[i] of sources[source[i]], or an empty one where sample[i] is EMPTY (source 0).
+
+    Padding is EOS. Raises GaveUp, naming shard and member, if one was altered.
+    """
+    width = sources[0].index.sequence_length + 1
+    ids = np.full((len(sample), width), sources[0].manifest.eos_id, np.int32)
+    document = np.zeros((len(sample), width), np.int32)
+    length = np.zeros(len(sample), np.int32)
+    for number, each in enumerate(sources):
+        rows = np.flatnonzero((source == number) & (sample != EMPTY))
+        start, stop = each.index.locate(sample[rows])
+        length[rows] = stop - start
+        for row, begin, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
+            each.reader.read(begin, end, ids[row], document[row])
+    padded = np.flatnonzero(length < width)
+    document[padded, length[padded]] = length[padded]
+    np.maximum.accumulate(document, axis=1, out=document)
+    return RawSamples(ids, document, length, source)
+
+
+class SampleOrder:
+    """The endless shuffled row of samples that a run is trained on.
+
+    sources: from open_sources. permutation: the number of the permutation of each source.
+    total_samples: when all sources have been seen max_epochs times; None: never.
+    Raises InputError naming data.sources.NAME.weight or max_epochs.
+    """
+
+    def __init__(self, sources: list[Source], seed: int, permutation: int = 0) -> None:
+        self.sources = sources
+        self.seed = seed
+        self._mixture = Mixture({s.name: Share(s.config.weight, s.index.samples, s.config.max_epochs) for s in sources})
+        self.total_samples = self._mixture.total_samples
+        self._keys = [source_key(seed, source.name, permutation) for source in sources]
+
+    def locate(self, n: Int64) -> tuple[Int32, Int64]:
+        """The source, int32[any], and the number in it, int64[any], of samples n: int64[any], below total_samples."""
+        source, place = self._mixture.locate(n)
+        sample = np.empty_like(place)
+        for number, (each, key) in enumerate(zip(self.sources, self._keys, strict=True)):
+            chosen = source == number
+            sample[chosen] = shuffled(place[chosen], each.index.samples, key)
+        return source, sample
+
+    def read(self, n: Int64) -> RawSamples:
+        """Samples n, int64[B]; EMPTY: an empty one. Raises GaveUp, naming shard and member, if one was altered."""
+        real = n != EMPTY
+        source = np.zeros(n.shape, np.int32)
+        sample = np.full(n.shape, EMPTY, np.int64)
+        source[real], sample[real] = self.locate(n[real])
+        return read_samples(self.sources, source, sample)
+
+
+def held_out_order(sources: list[Source], samples: int | None) -> tuple[Int32, Int64]:
+    """The samples of an evaluation: int32[K] sources and int64[K] numbers in them, the first ones of each source.
+
+    samples: K at most, in equal parts of the sources as far as they go; None: all.
+    """
+    parts = len(sources)
+    wanted = [s.index.samples if samples is None else (samples + parts - 1 - i) // parts for i, s in enumerate(sources)]
+    counts = [min(count, source.index.samples) for count, source in zip(wanted, sources, strict=True)]
+    source = np.repeat(np.arange(parts, dtype=np.int32), counts)
+    return source, np.concatenate([np.arange(count, dtype=np.int64) for count in counts])

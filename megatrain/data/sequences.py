@@ -1,0 +1,100 @@
+"""How a set is cut into samples of S + 1 ids, S being sequence_length: concat windows over pack units. No torch.
+
+Design choices:
+- All tokens of a set stand in one row, member after member; a sample is a range of that row. So where a sample lies is
+  arithmetic on token counts from the shard indexes, and no token is read to find it.
+- A pack unit is the shortest run of whole consecutive members of one shard that holds at least 256 samples, or the rest
+  of the shard. Windows never cross it, so a sample needs one file, and a shard's samples depend on no other shard.
+- Windows advance by S and overlap in one id: each id of a unit but its first is predicted exactly once. The last
+  window is short, and padded when read: nothing is dropped. A unit of one token has nothing to predict.
+- Members are columns of numbers (44 bytes a member, 4 MB of data), never objects: memory doesn't follow the data set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatrain.data.format import ShardSet
+from megatrain.data.order import Int64
+
+UNIT_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Members:
+    """All members of a set, in order.
+
+    first_token: int64[members + 1], where each member begins in the row of all tokens; the last: their count.
+    shard: int32[members]. documents: int64[members].
+    tokens_offset, lengths_offset: int64[members], bytes in the tar. digest: uint8[members, 16], its xxh3-128.
+    """
+
+    first_token: Int64
+    shard: npt.NDArray[np.int32]
+    documents: Int64
+    tokens_offset: Int64
+    lengths_offset: Int64
+    digest: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+def read_members(shards: ShardSet) -> Members:
+    """Reads the indexes of all shards. Raises GaveUp if one was altered."""
+    shard: list[int] = []
+    numbers: list[tuple[int, int, int, int]] = []
+    digests = bytearray()
+    for number in range(len(shards.manifest.shards)):
+        members = shards.members(number)
+        shard += [number] * len(members)
+        numbers += [(m.tokens, m.documents, m.tokens_offset, m.lengths_offset) for m in members]
+        digests += bytes.fromhex("".join(m.xxh3_128 for m in members))
+    tokens, documents, tokens_offset, lengths_offset = np.array(numbers, np.int64).reshape(-1, 4).T.copy()
+    return Members(
+        first_token=np.concatenate([[0], np.cumsum(tokens)]),
+        shard=np.array(shard, np.int32),
+        documents=documents,
+        tokens_offset=tokens_offset,
+        lengths_offset=lengths_offset,
+        digest=np.frombuffer(digests, np.uint8).reshape(-1, 16),
+    )
+
+
+class SequenceIndex:
+    """Where each sample of a set lies.
+
+    sequence_length: S. samples: how many there are.
+    """
+
+    def __init__(self, members: Members, sequence_length: int) -> None:
+        self.sequence_length = sequence_length
+        bounds = members.first_token[np.append(_unit_starts(members, sequence_length), len(members))]
+        self._begin, self._end = bounds[:-1], bounds[1:]
+        windows = np.maximum(-((1 - np.diff(bounds)) // sequence_length), 0)  # ceil((tokens - 1) / S)
+        self._first_sample = np.concatenate([[0], np.cumsum(windows)])
+        self.samples = int(self._first_sample[-1])
+
+    def locate(self, sample: Int64) -> tuple[Int64, Int64]:
+        """The range [start, stop) of the row of all tokens of samples int64[any]: 2 to S + 1 ids each."""
+        unit = np.searchsorted(self._first_sample, sample, side="right") - 1
+        start = self._begin[unit] + (sample - self._first_sample[unit]) * self.sequence_length
+        return start, np.minimum(start + self.sequence_length + 1, self._end[unit])
+
+
+def _unit_starts(members: Members, sequence_length: int) -> npt.NDArray[np.intp]:
+    """The first member of each pack unit, ascending; every shard at once, unit by unit."""
+    needed = (UNIT_SAMPLES - 1) * sequence_length + 2  # the least tokens that make UNIT_SAMPLES windows
+    shard_start = np.flatnonzero(np.diff(members.shard, prepend=-1))
+    shard_end: npt.NDArray[Any] = np.append(shard_start[1:], len(members))
+    starts = []
+    while shard_start.size:
+        starts.append(shard_start)
+        full = np.searchsorted(members.first_token, members.first_token[shard_start] + needed)
+        more = full < shard_end
+        shard_start, shard_end = full[more], shard_end[more]
+    return np.sort(np.concatenate(starts)) if starts else np.empty(0, np.intp)

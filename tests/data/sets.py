@@ -1,0 +1,57 @@
+"""Small shard sets for tests of the data path, written by the real writer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatrain.data.format import TOKENIZER, TRAIN, Manifest, ShardSet, id_dtype_name, open_set, shard_name
+from megatrain.data.order import Int64
+from megatrain.data_prep.shards import ShardWriter, write_manifest
+
+EOS = 0
+Shards = Sequence[Sequence[Sequence[int]]]
+"""Shards of members of documents, a document given by its count of tokens, EOS included."""
+
+
+def write_set(folder: Path, shards: Shards, split: str = TRAIN, vocab_size: int = 1000, seed: int = 0) -> ShardSet:
+    """Writes documents of random ids, each with its EOS at the end, and opens the split."""
+    generator = np.random.default_rng(seed)
+    dtype = np.dtype(id_dtype_name(vocab_size))
+    (folder / split).mkdir(parents=True)
+    (folder / TOKENIZER).write_text("{}")
+    entries = []
+    for number, members in enumerate(shards):
+        writer = ShardWriter(folder / split / shard_name(number))
+        for lengths in members:
+            ids = generator.integers(1, vocab_size, sum(lengths)).astype(dtype)
+            ids[np.cumsum(lengths) - 1] = EOS
+            writer.add(ids, np.array(lengths, np.uint32))
+        entries.append(writer.commit(None, None, "0" * 32))
+    manifest = Manifest(
+        split=split,
+        id_dtype=dtype.name,
+        vocab_size=vocab_size,
+        eos_id=EOS,
+        tokenizer_sha256=hashlib.sha256(b"{}").hexdigest(),
+        tokens=sum(entry.tokens for entry in entries),
+        documents=sum(entry.documents for entry in entries),
+        shards=tuple(entries),
+    )
+    write_manifest(folder / split, manifest)
+    return open_set(folder, split)
+
+
+def row(shards: ShardSet) -> tuple[Int64, Int64]:
+    """All ids of a set, member after member, and for each where in that row its document begins."""
+    ids, lengths = [], []
+    for number in range(len(shards.manifest.shards)):
+        data = shards.path(number).read_bytes()
+        for member in shards.members(number):
+            ids.append(np.frombuffer(data, shards.id_dtype, member.tokens, member.tokens_offset))
+            lengths.append(np.frombuffer(data, "<u4", member.documents, member.lengths_offset))
+    length = np.concatenate(lengths).astype(np.int64)
+    return np.concatenate(ids).astype(np.int64), np.repeat(np.cumsum(length) - length, length)
