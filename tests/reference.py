@@ -49,12 +49,12 @@ def train(
             weight.data.copy_(masters[name])
         gradients = {name: torch.zeros_like(master) for name, master in masters.items()}
         count = (batch.targets >= 0).sum()
-        loss_sum = torch.zeros((), dtype=dtype)
+        loss_sum = torch.zeros((), dtype=torch.float64)
         for first in range(0, len(batch.input_ids), micro_batch_size):
             micro = batch.map(lambda tensor: tensor[first : first + micro_batch_size])  # noqa: B023
             losses = model(micro.input_ids, micro.positions, micro.start, micro.end, micro.targets)
             (losses.sum() / count).backward()
-            loss_sum += losses.detach().sum()
+            loss_sum += losses.detach().sum(dtype=torch.float64)
             for name, weight in weights.items():
                 assert weight.grad is not None, name
                 gradients[name] += weight.grad
