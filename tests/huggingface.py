@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from megatrain.checkpoint.huggingface import hugging_face_config, to_hugging_face
 from megatrain.config import ModelConfig, Precision
@@ -24,7 +24,7 @@ def counterpart(config: ModelConfig, model: nn.Module, sequence_length: int) -> 
     hf = transformers()
     hf_config = hf.AutoConfig.for_model(**hugging_face_config(config, Precision.fp32, sequence_length, eos_id=0))
     result = hf.AutoModelForCausalLM.from_config(hf_config)
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         weights |= to_hugging_face(config, name, parameter.detach())
     missing, unexpected = result.load_state_dict(weights, strict=False)

@@ -74,8 +74,7 @@ def test_kinds_and_standard_deviations() -> None:
     assert found["layers.1.attention.qkv.bias"] == (spec.Kind.bias, 0.0)
     assert found["layers.1.attention_norm.weight"] == (spec.Kind.norm, 0.0)
     assert found["layers.1.attention_norm.bias"] == (spec.Kind.bias, 0.0)
-    assert found["layers.1.attention.out.weight"] == (spec.Kind.matrix, pytest.approx(0.05))
-    assert found["layers.1.mlp.down.weight"] == (spec.Kind.matrix, pytest.approx(0.05))
+    assert found["layers.1.attention.out.weight"] == found["layers.1.mlp.down.weight"] == (spec.Kind.matrix, 0.05)
     assert found["head.weight"] == (spec.Kind.matrix, 0.1)
 
 

@@ -129,6 +129,6 @@ def test_every_parameter_is_used_by_its_own_module() -> None:
     for module in model.modules():
         module.register_forward_hook(lambda module, *_: used.update(module.parameters(recurse=False)))
     batch = samples.batch(samples=2, sequence_length=12, seed=0)
-    losses(model, batch).sum().backward()
+    losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
     assert used == set(model.parameters())
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
