@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from megatrain.errors import DONE, bad_value
 from megatrain.model.spec import parameter_count
 from megatrain.observe.records import Record, read, without_secrets
 from megatrain.resilience.files import write_whole
+from megatrain.resilience.outcome import Outcome, read_outcome
 
 BUCKETS = 1000
 """Stretches of steps that a curve is thinned to."""
@@ -46,7 +46,7 @@ class Run:
     steps: list[Record]
     evaluations: list[Record]
     events: list[dict[str, Any]]
-    outcome: dict[str, Any]
+    outcome: Outcome | None
 
 
 @dataclass
@@ -93,14 +93,13 @@ def load(folder: Path) -> Run:
     if not steps:
         raise bad_value("run_dir", folder, "its metrics.jsonl holds no step yet")
     config = without_secrets(OmegaConf.to_container(OmegaConf.load(config_file)))
-    outcome_file = folder / "outcome.json"
     return Run(
         folder=folder,
         config=config if isinstance(config, dict) else {},
         steps=steps,
         evaluations=[record for record in records if "held_out_loss" in record],
         events=[dict(event) for event in read(folder / "events.jsonl")],
-        outcome=json.loads(outcome_file.read_text(encoding="utf-8")) if outcome_file.is_file() else {},
+        outcome=read_outcome(folder),
     )
 
 
@@ -149,7 +148,7 @@ def summary(run: Run) -> list[tuple[str, str]]:
     config = run.config
     started: dict[str, Any] = next((event for event in reversed(run.events) if "world_size" in event), {})
     rows = [
-        ("Status", _status(run)),
+        ("Status", _status(run.outcome)),
         ("Model", _model(config["model"])),
         ("Steps", f"{last['step']:,} of {config['max_steps']:,}"),
         ("Tokens", f"{last['tokens']:,}"),
@@ -180,11 +179,9 @@ def summary(run: Run) -> list[tuple[str, str]]:
     return rows
 
 
-def _status(run: Run) -> str:
-    """How the run ended, as outcome.json has it."""
-    if not run.outcome:
-        return "no outcome.json: running, or killed"
-    return ", ".join(f"{name} {value}" for name, value in run.outcome.items() if not isinstance(value, dict | list))
+def _status(outcome: Outcome | None) -> str:
+    """How the run ended."""
+    return f"{outcome.reason} (exit code {outcome.exit_code})" if outcome else "no outcome.json: running, or killed"
 
 
 def _model(config: dict[str, Any]) -> str:

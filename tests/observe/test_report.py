@@ -16,6 +16,7 @@ from megatrain.observe.events import EventLog
 from megatrain.observe.records import Record
 from megatrain.observe.report import run, smooth, thin
 from megatrain.observe.sinks import JsonlSink, plain_config
+from megatrain.resilience.outcome import write_outcome
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -49,6 +50,7 @@ def write_run(folder: Path, steps: int = 40) -> Path:
             events.write("save", step)
             events.write("stop", step, reason=HOSTILE)
             events.write("resume", step, world_size=4, device="cpu", versions={"torch": "2.13.0"})
+    write_outcome(folder, 75, "stopped by SIGTERM", steps, rank=0)
     return folder
 
 
@@ -83,6 +85,7 @@ def test_the_page_holds_the_points_the_summary_and_the_events(
         for row in page.replace('<tr><th scope="row">', "\n>").replace("</td></tr>", "\n").splitlines()
         if "</th><td>" in row
     )
+    assert rows[">Status"] == "stopped by SIGTERM (exit code 75)"
     assert rows[">Steps"] == "40 of 50"
     assert rows[">Tokens"] == "81,920"
     assert rows[">Loss at start"] == "7.9000 (step 1)"
