@@ -74,7 +74,7 @@ class Batch(TensorFields):
 class Stats(TensorFields):
     """Sums over the global batch, as device tensors equal on every rank.
 
-    loss_sum: float32[sources] (float64 at precision=fp64), the sum of token losses of each source.
+    loss_sum: float64[sources], the sum of token losses of each source.
     target_count: int64[sources].
     gradient_norm: 0-dim, before clipping; None in evaluation.
     """

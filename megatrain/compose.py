@@ -1,0 +1,188 @@
+"""From command-line arguments to a typed configuration, through Hydra.
+
+Design choices:
+- Arguments are key=value. For a key whose type is a string everything after the first `=` is taken as it stands, so
+  globs, braces, commas and `=` in paths and prompts need no quoting beyond the shell's.
+- Every error is one line that names the key, what was given and what is legal (law 5), whatever Hydra's looks like.
+- Hydra itself answers --help and --cfg; it makes no folder and no log of its own (conf/base.yaml).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import os
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from megatrain.errors import InputError
+
+CONF = Path(__file__).parent / "conf"
+
+SCHEMAS = {
+    "prep": "megatrain.data_prep.config:PrepConfig",
+    "train": "megatrain.config:TrainConfig",
+    "eval": "megatrain.config:EvalConfig",
+    "generate": "megatrain.config:GenerateConfig",
+    "export": "megatrain.config:ExportConfig",
+    "report": "megatrain.config:ReportConfig",
+    "inspect": "megatrain.config:InspectConfig",
+}
+"""The dataclass of each command's configuration."""
+
+HYDRA_OPTIONS = ("--help", "-h", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i")
+"""What may stand among the arguments besides key=value; Hydra answers them."""
+
+
+def compose(command: str, arguments: Sequence[str]) -> Any:
+    """The configuration of `command`, an instance of its dataclass.
+
+    None where Hydra has answered instead (--help, --cfg job). Raises InputError with one line.
+    """
+    module, _, name = SCHEMAS[command].partition(":")
+    schema = getattr(importlib.import_module(module), name)
+    overrides = list(_overrides(arguments, schema))
+    config = _run_hydra(command, overrides, schema)
+    if config is None:
+        return None
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(f"{missing[0]}: needed, give {missing[0]}=...")
+    return OmegaConf.to_object(config)
+
+
+def _overrides(arguments: Sequence[str], schema: type) -> Iterator[str]:
+    """The arguments as Hydra's grammar wants them. Raises InputError for one that isn't a key=value of `schema`."""
+    answered_by_hydra = False
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            if argument not in HYDRA_OPTIONS:
+                raise InputError(f"{argument}: no such option; arguments are key=value, or --help, --cfg job")
+            answered_by_hydra = argument in ("--cfg", "-c", "--info", "-i", "--package", "-p")
+            yield argument
+        elif not equals:
+            if not answered_by_hydra:
+                raise InputError(f"{argument}: arguments are key=value, such as {argument}=...")
+            yield argument
+        elif (CONF / key).is_dir() and dataclasses.is_dataclass(_type_of(schema, key)[0]):
+            yield argument
+        else:
+            kind, within_dict = _type_of(schema, key)
+            if kind is None:
+                raise InputError(f"{key}: no such key{_nearest(key, _keys(schema))}")
+            text = _quote(value) if str in _alternatives(kind) and not _is_null(value, kind) else value
+            # Hydra wants to be told where a key is new; only entries of a dict can be.
+            yield f"{'++' if within_dict else ''}{key}={text}"
+
+
+def _type_of(schema: Any, key: str) -> tuple[Any, bool]:
+    """The type of a dotted key and whether the path goes through a dict; (None, False) where there is no such key."""
+    kind: Any = schema
+    within_dict = False
+    for part in key.split("."):
+        kind = next((a for a in _alternatives(kind) if a is not type(None)), None)
+        if dataclasses.is_dataclass(kind):
+            kind = get_type_hints(kind).get(part)
+        elif get_origin(kind) is dict:
+            kind, within_dict = get_args(kind)[1], True
+        else:
+            kind = None
+        if kind is None:
+            return None, False
+    return kind, within_dict
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, else the type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _is_null(value: str, kind: Any) -> bool:
+    return value == "null" and type(None) in _alternatives(kind)
+
+
+def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a dataclass."""
+    for name, kind in get_type_hints(schema).items():
+        yield prefix + name
+        inner = next((a for a in _alternatives(kind) if dataclasses.is_dataclass(a)), None)
+        if inner is not None:
+            yield from _keys(inner, f"{prefix}{name}.")
+
+
+def _nearest(word: str, legal: Iterator[str]) -> str:
+    """A hint at the legal word that is most like `word`."""
+    close = difflib.get_close_matches(word, list(legal), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _quote(value: str) -> str:
+    """`value` as a quoted string of Hydra's grammar in which nothing is special, interpolation included."""
+    text = value.replace("${", "\\${")
+    escaped = ""
+    for position, character in enumerate(text):
+        if character == "'":
+            escaped += "\\'"
+        elif character == "\\" and text[position:].lstrip("\\")[:1] in ("", "'"):
+            # Only backslashes before a quote are escapes, the closing one included.
+            escaped += "\\\\"
+        else:
+            escaped += character
+    return f"'{escaped}'"
+
+
+def _run_hydra(command: str, overrides: list[str], schema: type) -> Any:
+    """The composed OmegaConf tree, or None where Hydra printed an answer."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    composed: list[DictConfig] = []
+
+    def keep(config: DictConfig) -> None:
+        composed.append(config)
+
+    arguments, environment = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [f"megatrain {command}", *overrides]
+    # Makes Hydra raise its errors instead of printing them over several lines and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(keep)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error, overrides)) from error
+    finally:
+        sys.argv = arguments
+        if environment is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = environment
+    return composed[0] if composed else None
+
+
+def _one_line(error: BaseException, overrides: list[str]) -> str:
+    """What is wrong, in one line that begins with the argument where it can be told."""
+    text = str(error.__cause__ or error)
+    full_key = next((line.split(":", 1)[1].strip() for line in text.splitlines() if "full_key:" in line), "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "Check"))]
+    sentence = " ".join(told)
+    given = next(
+        (o.lstrip("+") for o in overrides if full_key and o.lstrip("+").partition("=")[0] == full_key), full_key
+    )
+    if "Available options in" in sentence:
+        group = sentence.split("Available options in '")[1].split("'")[0]
+        begin = told.index(f"Available options in '{group}':") + 1
+        choices = ", ".join(told[begin : told.index("Config search path:")])
+        given = next((o for o in overrides if o.startswith(f"{group}=")), group)
+        return f"{given}: no such choice; legal: {choices}"
+    return f"{given}: {sentence}" if given else sentence

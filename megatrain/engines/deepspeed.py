@@ -1,0 +1,228 @@
+"""The DeepSpeed engine: ZeRO-0 to 3 and offload of the optimizer, behind the engine protocol.
+
+Design choices:
+- DeepSpeed shards, gathers and reduces; the loss's scale, the gradient norm, clipping and the decision to step are ours
+  (law 3, law 4). Its JSON is generated from the typed tree; no one writes a second config.
+- gradient_accumulation_steps is always 1 in that JSON: otherwise its hooks divide by it. The last micro-batch is marked
+  as the boundary instead.
+- Gradients are reduced and accumulated in fp32. DeepSpeed averages over the data-parallel ranks, so the loss is
+  multiplied by their number.
+- Parameters get memory one layer at a time and are partitioned at once under ZeRO-3, so that no rank ever holds the
+  whole model. Their values come from load_shards, at a fresh start too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatrain import device
+from megatrain.batch import IGNORE, Batch, Stats
+from megatrain.config import EngineConfig, Precision
+from megatrain.engines import deepspeed_internals, ranges
+from megatrain.engines.engine import Capabilities, OptimizerFactory
+from megatrain.engines.ranges import Shard, ShardReader
+from megatrain.parallel.mesh import Mesh
+
+DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32, Precision.fp64: torch.float64}
+
+
+def json_config(config: EngineConfig, precision: Precision, micro_batch_size: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration, from the typed tree."""
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "overlap_comm": config.overlap_communication and device.accelerator() is not None,
+        "reduce_bucket_size": config.bucket_elements,
+        "allgather_bucket_size": config.bucket_elements,
+    }
+    if config.zero_stage in (1, 2):
+        # Stage 1 in bf16 becomes BF16_Optimizer, whose norm is replaced; offload can't be told to leave it out.
+        becomes_bf16_optimizer = config.zero_stage == 1 and precision is Precision.bf16
+        zero["compute_grad_norm"] = config.offload_optimizer or becomes_bf16_optimizer
+    if config.zero_stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": config.prefetch_elements,
+            "stage3_max_live_parameters": config.max_live_elements,
+            "stage3_param_persistence_threshold": config.persistence_elements,
+            # It would replace torch.nn.functional.linear for the whole process.
+            "memory_efficient_linear": False,
+        }
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.accelerator() is not None}
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},
+        "bf16": {"enabled": precision is Precision.bf16, "check_grad_overflow": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        # The client's fused AdamW: no compilation at start, and found_inf skips a step on the device.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+    }
+
+
+class DeepSpeedEngine:
+    """The engine protocol over deepspeed.initialize."""
+
+    capabilities = Capabilities(
+        zero_stages=(0, 1, 2, 3), offload_optimizer=True, precisions=("bf16", "fp32", "fp64"), schedules=()
+    )
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        precision: Precision,
+        micro_batch_size: int,
+        gradient_clip: float,
+        sources: int = 1,
+    ) -> None:
+        """gradient_clip: largest global norm, 0 for none. sources: how many data sources Stats tell apart."""
+        deepspeed_internals.check_version()
+        self.config = config
+        self.dtype = DTYPES[precision]
+        self.json = json_config(config, precision, micro_batch_size)
+        self.gradient_clip = gradient_clip
+        self.sources = sources
+
+    def build(self, chunks: Sequence[nn.Module], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
+        """Takes one module on the meta device. Collective."""
+        (module,) = chunks
+        self.mesh = mesh
+        self.device = device.device()
+        # Its shared-memory collectives for the CPU would be compiled at the first start (50 s).
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=device.backend(), dist_init_required=False, verbose=False)
+        self._give_memory(module)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer_factory(module.named_parameters()), config=self.json
+        )
+        self.internals = deepspeed_internals.adapt(self.deepspeed)
+        self.module: nn.Module = module
+        self.gradients: list[Tensor] = []
+        self.norm = torch.zeros((), device=self.device)
+
+    def _give_memory(self, module: nn.Module) -> None:
+        """Replaces meta parameters by zeros on the device, tied ones by one; ZeRO-3 partitions them module by module."""
+        real: dict[nn.Parameter, nn.Parameter] = {}
+        for owner in module.modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                if parameter not in real:
+                    zeros = torch.zeros(parameter.shape, dtype=self.dtype, device=self.device)
+                    real[parameter] = nn.Parameter(zeros)
+                setattr(owner, name, real[parameter])
+            if self.config.zero_stage == 3 and any(True for _ in owner.parameters(recurse=False)):
+                deepspeed.zero.Init(
+                    module=owner,
+                    config_dict_or_path=self.json,
+                    dtype=self.dtype,
+                    data_parallel_group=self.mesh.data_group,
+                )
+
+    def accumulate(self, micro_batches: Sequence[Batch], target_count: Tensor) -> Stats:
+        """See Engine.accumulate."""
+        self.deepspeed.train()
+        sums = _Sums(self.sources, self.device)
+        # max: a step without targets has no gradient and is skipped, but not by a division by zero.
+        scale = self.mesh.data_size / target_count.clamp(min=1).double()
+        for i, batch in enumerate(micro_batches):
+            self.deepspeed.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            losses = self._losses(batch)
+            sums.add(batch, losses.detach())
+            self.deepspeed.backward(losses.sum() * scale)
+        self.internals.reduce()
+        self.gradients = self.internals.gradients()
+        self.norm = self._gradient_norm()
+        return sums.reduced(self.mesh, self.norm)
+
+    def _losses(self, batch: Batch) -> Tensor:
+        losses: Tensor = self.deepspeed(batch.input_ids, batch.positions, batch.start, batch.end, batch.targets)
+        return losses
+
+    @torch.no_grad()
+    def _gradient_norm(self) -> Tensor:
+        """The global 2-norm, each element counted once; 0-dim float64 on the device: billions of squares are summed."""
+        norms = torch._foreach_norm(self.gradients, 2, dtype=torch.float64)
+        squares: Tensor = torch.stack([norm.to(self.device) for norm in norms]).square().sum()
+        if not self.internals.replicated:
+            dist.all_reduce(squares, group=self.mesh.data_group)
+        return squares.sqrt()
+
+    @torch.no_grad()
+    def apply(self, learning_rate: float, skip: Tensor) -> None:
+        """See Engine.apply."""
+        if self.gradient_clip > 0:
+            # A norm that isn't finite would make every gradient NaN; such a step is skipped anyway.
+            coefficient = (self.gradient_clip / (self.norm + 1e-6)).clamp(max=1.0)
+            self._scale(coefficient)
+        inner = self.internals.inner
+        for group in inner.param_groups:
+            group["lr"] = learning_rate
+        # Where the optimizer steps on the host (offload), this is the one read of the device that it needs.
+        inner.found_inf = skip.to(self.internals.flats()[0].device).float()  # type: ignore[attr-defined]
+        self.deepspeed.set_gradient_accumulation_boundary(True)
+        self.deepspeed.step()
+        self.gradients = []
+
+    def _scale(self, coefficient: Tensor) -> None:
+        """Multiplies every gradient in place; the coefficient goes where the gradients are (the host, if offloaded)."""
+        there = coefficient.to(self.gradients[0].device)
+        torch._foreach_mul_(self.gradients, there.to(self.gradients[0].dtype))
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[Batch]) -> Stats:
+        """See Engine.evaluate."""
+        self.deepspeed.eval()
+        sums = _Sums(self.sources, self.device)
+        for batch in micro_batches:
+            sums.add(batch, self._losses(batch))
+        return sums.reduced(self.mesh, None)
+
+    def shards(self) -> Iterable[Shard]:
+        """See Engine.shards."""
+        return self.internals.shards()
+
+    @torch.no_grad()
+    def load_shards(self, reader: ShardReader) -> None:
+        """See Engine.load_shards."""
+        self.internals.create_state(reader.optimizer_step)
+        self.internals.before_load()
+        for shard in self.internals.shards():
+            ranges.load(shard, reader)
+        self.internals.after_load()
+
+    @contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """See Engine.gathered."""
+        with deepspeed.zero.GatheredParameters(list(parameters), enabled=self.config.zero_stage == 3):
+            yield
+
+
+class _Sums:
+    """Loss sums and target counts by source, on the device."""
+
+    def __init__(self, sources: int, where: torch.device) -> None:
+        self.sources = torch.arange(sources, device=where)
+        self.loss = torch.zeros(sources, dtype=torch.float64, device=where)
+        self.targets = torch.zeros(sources, dtype=torch.int64, device=where)
+
+    def add(self, batch: Batch, losses: Tensor) -> None:
+        """losses: [B, S], 0 where there is no target. A comparison instead of index_add_, which is not deterministic."""
+        of_source = batch.source[:, None] == self.sources
+        self.loss += (of_source * losses.sum(dim=1, dtype=self.loss.dtype)[:, None]).sum(dim=0)
+        self.targets += (of_source * (batch.targets != IGNORE).sum(dim=1)[:, None]).sum(dim=0)
+
+    def reduced(self, mesh: Mesh, norm: Tensor | None) -> Stats:
+        """The sums over all data-parallel ranks. Collective."""
+        dist.all_reduce(self.loss, group=mesh.data_group)
+        dist.all_reduce(self.targets, group=mesh.data_group)
+        return Stats(loss_sum=self.loss, target_count=self.targets, gradient_norm=norm)

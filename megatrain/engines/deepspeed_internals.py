@@ -1,0 +1,282 @@
+"""All that is needed of DeepSpeed's insides, in one place: where gradients, masters and moments live at each stage.
+
+Design choices:
+- One adapter for each optimizer class that DeepSpeed builds: none (ZeRO-0), DeepSpeedZeroOptimizer (1 and 2),
+  BF16_Optimizer (1 in bf16), DeepSpeedZeroOptimizer_Stage3. They differ in layout only, so the engine is one.
+- DeepSpeed's own norm, overflow check and clipping are off: each reads the device from the host in every step, and the
+  norm has to be known before the decision to step. Ours is taken from `gradients` instead.
+- What is replaced, or relied on beyond DeepSpeed's public interface, is listed with the hash of its source and checked
+  at start: another DeepSpeed fails with one line instead of training wrong numbers.
+- Replacements are made on one optimizer object, never on a class.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+
+from megatrain.engines.ranges import MASTER, Shard
+from megatrain.errors import InputError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state besides the step count: one vector each, of the ranges of the master (law 1)."""
+
+RELIED_ON = {
+    (BF16_Optimizer, "step"): "67ae0c483bb4b2e2",
+    (DeepSpeedZeroOptimizer, "step"): "9061ce23653604e7",
+    (DeepSpeedZeroOptimizer_Stage3, "step"): "99beb25a05f4faa5",
+    (DeepSpeedZeroOptimizer_Stage3, "_get_norm_groups"): "177f236f119d2da8",
+}
+"""Methods that are replaced or whose body is relied on, with the start of the SHA-256 of their source."""
+
+
+def source_hash(owner: type, method: str) -> str:
+    """The start of the SHA-256 of a method's source; read from the class's, since decorators hide the function."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    (source,) = (
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == method
+    )
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def check_version() -> None:
+    """Raises InputError where the installed DeepSpeed isn't the one that this file was written for."""
+    for (owner, method), expected in RELIED_ON.items():
+        if source_hash(owner, method) != expected:
+            raise InputError(
+                f"engine=deepspeed: {owner.__name__}.{method} of deepspeed {deepspeed.__version__} isn't the one that "
+                "this engine replaces or relies on; legal: deepspeed 0.19.8"
+            )
+
+
+class Adapter:
+    """What the engine needs to know about one optimizer that DeepSpeed built. ZeRO-0: the client's own."""
+
+    replicated = True
+    """Every data-parallel rank holds all gradients, so the norm needs no collective."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        # At ZeRO-0 DeepSpeed refuses float64 and reduces in fp32; `reduce` does it there.
+        engine.enable_backward_allreduce = not self.replicated
+        self.optimizer: Any = engine.optimizer
+        self.names: dict[nn.Parameter, str] = {p: name for name, p in engine.module.named_parameters()}
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        """The fused AdamW that steps the masters."""
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def flats(self) -> list[Tensor]:
+        """The tensors that the inner optimizer steps: masters, flattened as DeepSpeed keeps them."""
+        return [parameter for group in self.inner.param_groups for parameter in group["params"]]
+
+    def reduce(self) -> None:
+        """Averages the gradients over the data-parallel ranks where DeepSpeed's backward hasn't."""
+        group = self.engine.seq_data_parallel_group
+        gradients = self.gradients()
+        for work in [dist.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]:
+            work.wait()
+        torch._foreach_div_(gradients, float(group.size()))
+
+    def gradients(self) -> list[Tensor]:
+        """The reduced gradients of the ranges that this rank steps, without padding; scaling them scales the step."""
+        return [p.grad for p in self.names if p.grad is not None]
+
+    def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
+        """(parameter, first element, flat master, first and last element in it) of each range held here."""
+        for parameter in self.names:
+            yield parameter, 0, parameter, 0, parameter.numel()
+
+    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """The parameter's whole shape."""
+        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+    def replica(self) -> tuple[int, int]:
+        """(this copy, copies) of what this rank holds."""
+        group = self.engine.seq_data_parallel_group
+        return (group.rank(), group.size()) if self.replicated else (0, 1)
+
+    def shards(self) -> Iterator[Shard]:
+        """Live views of everything this rank holds. The optimizer's state has to exist."""
+        replica, replicas = self.replica()
+        for parameter, start, flat, first, last in self.pieces():
+            if last > first:
+                state = self.inner.state[flat]
+                tensors = {MASTER: flat.detach().view(-1)[first:last]}
+                tensors |= {moment: state[moment].view(-1)[first:last] for moment in MOMENTS}
+                ranges = ((start, start + last - first),)
+                yield Shard(self.names[parameter], self.shape(parameter), ranges, tensors, replica, replicas)
+
+    def create_state(self, step: int) -> None:
+        """Makes the optimizer's state as it is after `step` steps, moments zero; torch makes it at the first step only.
+
+        The step count lies on the device beside the moments, as fused AdamW keeps it.
+        """
+        for flat in self.flats():
+            state = {"step": torch.tensor(float(step), dtype=torch.float32, device=flat.device)}
+            state |= {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
+            self.inner.state[flat] = state
+
+    def before_load(self) -> None:
+        """Called before masters are written."""
+
+    def after_load(self) -> None:
+        """Called when masters were written: makes the weights follow them. Collective."""
+
+
+class ZeroAdapter(Adapter):
+    """ZeRO-1 and 2: parameters laid end to end in a flat tensor for each group, cut into equal parts."""
+
+    replicated = False
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.optimizer.optimizer
+        return optimizer
+
+    def flats(self) -> list[Tensor]:
+        flats: list[Tensor] = list(self.optimizer.single_partition_of_fp32_groups)
+        return flats
+
+    def reduce(self) -> None:
+        """DeepSpeed's hooks have done it."""
+
+    def gradients(self) -> list[Tensor]:
+        if self.optimizer.cpu_offload:
+            return [flat.grad for flat in self.flats() if flat.grad is not None]
+        # The padding at the end of the last part is zero.
+        return [gradient for group in self.optimizer.averaged_gradients.values() for gradient in group]
+
+    def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
+        # Not p._hp_mapping: with round_robin_gradients it points at the wrong elements of most parameters.
+        optimizer = self.optimizer
+        for i, (flat, parameters) in enumerate(zip(self.flats(), optimizer.round_robin_bit16_groups, strict=True)):
+            begin = flat.numel() * optimizer.real_dp_process_group[i].rank()
+            for parameter, offset in zip(parameters, optimizer.round_robin_bit16_offsets[i], strict=True):
+                first, last = max(offset, begin), min(offset + parameter.numel(), begin + flat.numel())
+                yield parameter, first - offset, flat, first - begin, last - begin
+
+    def create_state(self, step: int) -> None:
+        super().create_state(step)
+        self.optimizer._hp_optimizer_states_linked = False
+        self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def after_load(self) -> None:
+        self.optimizer.update_lp_params()
+
+
+class Bf16Adapter(ZeroAdapter):
+    """ZeRO-1 in bf16: full fp32 gradients on every rank, masters cut like ZeroAdapter's."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self.optimizer.step = self.step
+
+    def step(self) -> None:
+        """BF16_Optimizer.step without its norm and overflow check, which read the device from the host."""
+        for flat, gradient in zip(self.flats(), self.optimizer.fp32_groups_gradient_flat_partition, strict=True):
+            flat.grad = gradient
+        self.inner.step()
+        self.optimizer.update_lp_params()
+        self.optimizer.clear_hp_grads()
+
+    def flats(self) -> list[Tensor]:
+        flats: list[Tensor] = list(self.optimizer.fp32_groups_flat_partition)
+        return flats
+
+    def gradients(self) -> list[Tensor]:
+        gradients: list[Tensor] = list(self.optimizer.fp32_groups_gradient_flat_partition)
+        return gradients
+
+    def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
+        for i, (flat, parameters) in enumerate(zip(self.flats(), self.optimizer.bf16_groups, strict=True)):
+            begin = flat.numel() * self.optimizer.real_dp_process_group[i].rank()
+            offset = 0
+            for parameter in parameters:
+                first, last = max(offset, begin), min(offset + parameter.numel(), begin + flat.numel())
+                yield parameter, first - offset, flat, first - begin, last - begin
+                offset += parameter.numel()
+
+
+class Stage3Adapter(Adapter):
+    """ZeRO-3: each parameter cut into equal parts on its own, the parts of a rank laid end to end."""
+
+    replicated = False
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        # A norm on the CPU that is valid: step() then checks and combines nothing that lies on the device.
+        self.optimizer._get_norm_groups = lambda: [0.0]
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.optimizer.optimizer
+        return optimizer
+
+    def flats(self) -> list[Tensor]:
+        flats: list[Tensor] = list(self.optimizer.fp32_partitioned_groups_flat)
+        return flats
+
+    def reduce(self) -> None:
+        """DeepSpeed's hooks have done it."""
+
+    def gradients(self) -> list[Tensor]:
+        optimizer = self.optimizer
+        gradients = []
+        for group, parameters in enumerate(optimizer.fp16_groups):
+            for i, parameter in enumerate(parameters):
+                _, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+                if optimizer.offload_optimizer:
+                    gradient = optimizer.fp32_partitioned_groups_flat[group].grad[offset : offset + size]
+                else:
+                    gradient = optimizer.averaged_gradients[group][i].view(-1)
+                gradients.append(gradient[: self._real(parameter, size)])
+        return gradients
+
+    def _real(self, parameter: nn.Parameter, size: int) -> int:
+        """How many of the `size` elements of this rank's part are the parameter's; the rest is uninitialised."""
+        begin: int = size * self.optimizer._get_param_partition_rank(parameter)
+        whole: int = parameter.ds_numel  # type: ignore[attr-defined]
+        return max(0, min(size, whole - begin))
+
+    def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
+        optimizer = self.optimizer
+        for group, parameters in enumerate(optimizer.fp16_groups):
+            flat = optimizer.fp32_partitioned_groups_flat[group]
+            for parameter in parameters:
+                _, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+                begin = size * optimizer._get_param_partition_rank(parameter)
+                yield parameter, begin, flat, offset, offset + self._real(parameter, size)
+
+    def before_load(self) -> None:
+        self.optimizer.checkpoint_event_prologue()
+
+    def after_load(self) -> None:
+        for group in range(len(self.optimizer.fp16_groups)):
+            self.optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        # Gathers the small weights that stay whole on every rank.
+        self.optimizer.checkpoint_event_epilogue()
+
+
+def adapt(engine: Any) -> Adapter:
+    """The adapter for the optimizer that DeepSpeed built for `engine`."""
+    kinds = {
+        BF16_Optimizer: Bf16Adapter,
+        DeepSpeedZeroOptimizer: ZeroAdapter,
+        DeepSpeedZeroOptimizer_Stage3: Stage3Adapter,
+    }
+    return kinds.get(type(engine.optimizer), Adapter)(engine)

@@ -1,0 +1,150 @@
+"""One pool of ranks for the whole test run: real processes over gloo that outlive a test.
+
+Design choices:
+- Starting a rank (importing torch and deepspeed) costs seconds, a process group milliseconds: so processes are kept and
+  every task gets a fresh group of the ranks it asks for.
+- A task is a function of the test module by name; its arguments and results travel by pickle.
+- A hang becomes a stack: each rank dumps its threads at the task's deadline and dies; a failure on one rank ends the
+  others a moment later. The pool starts new ranks for the next task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import faulthandler
+import importlib
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+GRACE_SECONDS = 5.0
+"""How long the other ranks may still take once one has failed."""
+
+
+class RankFailedError(AssertionError):
+    """A rank raised, died or ran out of time; the message has its traceback."""
+
+
+class Pool:
+    """Ranks that are started when first asked for."""
+
+    def __init__(self) -> None:
+        self._ranks: list[tuple[Any, Connection]] = []
+
+    def run(self, function: Callable[..., Any], ranks: int, timeout: float = 60.0, **arguments: Any) -> list[Any]:
+        """Runs `function(**arguments)` on `ranks` ranks at once; their results, in order of rank.
+
+        The function is importable by name. Raises RankFailedError, with the traceback of the rank that failed first.
+        """
+        self._start(ranks)
+        task = (function.__module__, function.__qualname__, arguments, ranks, _free_port(), timeout)
+        for _, connection in self._ranks[:ranks]:
+            connection.send(task)
+        try:
+            return self._collect(ranks, time.monotonic() + timeout + GRACE_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    def _collect(self, ranks: int, deadline: float) -> list[Any]:
+        results: dict[int, Any] = {}
+        failures: list[str] = []
+        waiting = {connection: rank for rank, (_, connection) in enumerate(self._ranks[:ranks])}
+        while waiting and time.monotonic() < deadline:
+            for ready in wait(list(waiting), timeout=0.2):
+                assert isinstance(ready, Connection)
+                rank = waiting.pop(ready)
+                try:
+                    failed, results[rank] = ready.recv()
+                except EOFError:
+                    failed, results[rank] = True, "died (its stacks are in the captured stderr if it ran out of time)"
+                if failed:
+                    failures.append(f"rank {rank}: {results[rank]}")
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        failures += [f"rank {rank}: gave no answer" for rank in waiting.values()]
+        if failures:
+            raise RankFailedError("\n".join(failures))
+        return [results[rank] for rank in range(ranks)]
+
+    def _start(self, ranks: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        for rank in range(len(self._ranks), ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+
+    def close(self) -> None:
+        """Ends all ranks."""
+        for process, connection in self._ranks:
+            connection.close()
+            process.kill()
+            process.join()
+        self._ranks.clear()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _serve(rank: int, connection: Connection) -> None:
+    """The life of a rank."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            module, name, arguments, ranks, port, timeout = connection.recv()
+        except EOFError:
+            return
+        faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        try:
+            with _process_group(timeout):
+                function = importlib.import_module(module)
+                for part in name.split("."):
+                    function = getattr(function, part)
+                answer = (False, function(**arguments))  # type: ignore[operator]
+        except BaseException:
+            answer = (True, traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
+        connection.send(answer)
+
+
+@contextlib.contextmanager
+def _process_group(timeout: float) -> Iterator[None]:
+    """The task's own process group. DeepSpeed caches groups in module globals, which are put back afterwards."""
+    import deepspeed.comm.comm
+    import deepspeed.utils.groups
+
+    from megatrain import device
+
+    modules = (deepspeed.comm.comm, deepspeed.utils.groups)
+    saved = [{k: copy.copy(v) for k, v in vars(module).items() if _is_cache(v)} for module in modules]
+    device.start(timeout)
+    try:
+        yield
+        device.finish()
+    finally:
+        for module, values in zip(modules, saved, strict=True):
+            vars(module).update(values)
+
+
+def _is_cache(value: object) -> bool:
+    return value is None or isinstance(value, (dict, list, int))
