@@ -179,10 +179,11 @@ def check_coverage(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
             raise BrokenCheckpoint(f"{state} of {name}: ranks disagree about its shape or dtype")
         size, end = math.prod(group[0].shape), 0
         for row in group:
-            if row.start < end or not row.start < row.stop <= size:
-                raise BrokenCheckpoint(
-                    f"{state} of {name}: {row.start} to {row.stop} of {size} overlaps or is no range"
-                )
+            what = f"{state} of {name}: {row.start} to {row.stop} of {size}"
+            if not 0 <= row.start < row.stop <= size:
+                raise BrokenCheckpoint(f"{what} is no range")
+            if row.start < end:
+                raise BrokenCheckpoint(f"{what} is held twice")
             if row.start > end:
                 raise BrokenCheckpoint(f"{state} of {name}: no rank holds {end} to {row.start} of {size}")
             end = row.stop

@@ -64,7 +64,7 @@ class StopAgreement:
         than steps_ahead allows, and would save another step than the others.
         """
         if self.store is None:
-            return self.stop.name
+            return self._reason() if self.stop.name is not None else None
         if self._agreed is None:
             self._agreed = self._look(self.store, step)
         if self._agreed is None:
@@ -77,7 +77,7 @@ class StopAgreement:
     def _look(self, store: Store, step: int) -> tuple[int, str] | None:
         """What is agreed, (step, reason): another rank's proposal, or this one's if it has a signal and is first."""
         if self.stop.name is not None:
-            proposal = json.dumps([step + self.steps_ahead, f"{self.stop.name} at rank {self.rank}"])
+            proposal = json.dumps([step + self.steps_ahead, self._reason()])
             raw = store.compare_set(self._key, "", proposal)
         elif store.check([self._key]):
             raw = store.get(self._key)
@@ -85,3 +85,6 @@ class StopAgreement:
             return None
         stop_at, reason = json.loads(raw)
         return stop_at, reason
+
+    def _reason(self) -> str:
+        return f"{self.stop.name} at rank {self.rank}"
