@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import xxhash
 
 from megatrain.data.format import MANIFEST, VERSION, Manifest, Member, ShardEntry, index_path, member_digest
+from megatrain.errors import GaveUp
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -33,7 +35,7 @@ class AtomicFile:
     """A file that appears under its name when it is whole and on disk, and never before.
 
     As a context: committed at the end, discarded on an exception. `size` is the bytes written so far; `xxh3_128` their
-    hash, hexadecimal.
+    hash, hexadecimal. What can't be written, as on a full disk, raises GaveUp naming the path.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,31 +43,46 @@ class AtomicFile:
         self.size = 0
         self._hash = xxhash.xxh3_128()
         self._partial = path.with_name(f".{path.name}.partial")
-        self._file = self._partial.open("wb")
+        with self._naming():
+            self._file = self._partial.open("wb")
 
     @property
     def xxh3_128(self) -> str:
         return self._hash.hexdigest()
 
+    @property
+    def closed(self) -> bool:
+        """What Arrow asks of a file besides `write`."""
+        return self._file.closed
+
     def write(self, data: Buffer) -> int:
         self._hash.update(data)
-        written = self._file.write(data)
+        with self._naming():
+            written = self._file.write(data)
         self.size += written
         return written
 
     def commit(self) -> None:
         """fsync, rename, fsync of the folder."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._partial.replace(self.path)
-        sync_folder(self.path.parent)
+        with self._naming():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._partial.replace(self.path)
+            sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Leaves nothing behind; harmless after a commit."""
         with contextlib.suppress(OSError):  # closing flushes, which fails again where the disk is full
             self._file.close()
         self._partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise GaveUp(f"{self.path}: can't be written: {error.strerror}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -96,10 +113,10 @@ class ShardWriter:
         self._tar = AtomicFile(path)
         self._members: list[Member] = []
 
-    @property
-    def size(self) -> int:
-        """Bytes of the tar if it were committed now."""
-        return self._tar.size + len(END_OF_TAR)
+    def size_with(self, *payloads: npt.NDArray[Any]) -> int:
+        """Bytes of the tar if these were added and it were committed."""
+        blocks = sum(1 + -(-payload.nbytes // tarfile.BLOCKSIZE) for payload in payloads)
+        return self._tar.size + blocks * tarfile.BLOCKSIZE + len(END_OF_TAR)
 
     def add(self, ids: npt.NDArray[Any], lengths: npt.NDArray[np.uint32]) -> None:
         """One member. ids: [tokens], little-endian of the set's id type; lengths: [documents], adding up to tokens."""

@@ -1,0 +1,87 @@
+"""The configuration of `megatrain prep`. Only types and the checks that need nothing but the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from megatrain.errors import bad_value
+
+
+@dataclass
+class TokenizerConfig:
+    """Where the tokenizer comes from: give path, or train=true."""
+
+    path: str | None = None
+    """A Hugging Face tokenizer.json, or a folder that holds one."""
+    train: bool = False
+    """Train a byte-level BPE on the input."""
+    vocab_size: int = 32000
+    """Ids of a trained tokenizer, its EOS included."""
+    train_bytes: int = 256 * 1024 * 1024
+    """Bytes of text that a tokenizer is trained on, taken from all over the input."""
+    eos_token: str | None = None
+    """The token that ends a document; null: what tokenizer_config.json says, else the usual names."""
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """Which keys of a JSON record, or columns of a Parquet file, hold what. All others become the metadata."""
+
+    text: str = "text"
+    id: str = "id"
+    """A record without one gets FILE:BYTE (Parquet: FILE:ROW), where it begins."""
+    url: str = "url"
+    source: str = "source"
+    language: str = "language"
+
+
+@dataclass
+class PrepConfig:
+    """`megatrain prep`: text to shards."""
+
+    input: str = MISSING
+    """A file, a folder (with all below it) or a glob: .txt (a file is a document), .jsonl, either with .gz or .zst;
+    .parquet."""
+    output: str = MISSING
+    """The folder to write: new, empty, or left by a run that didn't finish."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    source: str | None = None
+    """The source of documents that don't name theirs."""
+    language: str | None = None
+    """The language of documents that don't name theirs."""
+    held_out_share: float = 0.01
+    """Share of documents that are never trained on, chosen by a hash of the text."""
+    shard_bytes: int = 1024 * 1024 * 1024
+    """Largest size of a shard."""
+    member_bytes: int = 4 * 1024 * 1024
+    """Largest size of the tokens of a member; a document above it is a member by itself."""
+    unit_bytes: int = 64 * 1024 * 1024
+    """Input that a worker takes at once. A larger .jsonl is cut; other files are taken whole."""
+    workers: int | None = None
+    """Processes that tokenize; null: one a CPU."""
+    max_bad_share: float = 0.01
+    """Share of records that are empty, not UTF-8 or not JSON, above which the exit code is 3."""
+
+
+def check(config: PrepConfig) -> None:
+    """Raises InputError for a value that can't be had."""
+    tokenizer = config.tokenizer
+    if (tokenizer.path is None) == (not tokenizer.train):
+        raise bad_value("tokenizer.path", tokenizer.path, "give this or tokenizer.train=true, not both")
+    if not 0 <= config.held_out_share < 1:
+        raise bad_value("held_out_share", config.held_out_share, "at least 0 and below 1")
+    if not 0 <= config.max_bad_share <= 1:
+        raise bad_value("max_bad_share", config.max_bad_share, "from 0 to 1")
+    counts = {
+        "tokenizer.train_bytes": tokenizer.train_bytes,
+        "shard_bytes": config.shard_bytes,
+        "member_bytes": config.member_bytes,
+        "unit_bytes": config.unit_bytes,
+        "workers": 1 if config.workers is None else config.workers,
+    }
+    for key, value in counts.items():
+        if value < 1:
+            raise bad_value(key, value, "at least 1")

@@ -1,0 +1,177 @@
+"""What a worker does with a unit of the input: read, tokenize, and leave the result in files.
+
+Design choices:
+- `prepare` depends on its arguments alone, so any worker may run any unit, in any order.
+- The result goes through files (an Arrow stream for each split, a row a document): a unit may be larger than memory,
+  and nothing large is sent between processes.
+- Held out is what the hash of a document's text says: the same wherever the document lies in the input.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from megatrain.data.format import HELD_OUT, TRAIN, id_dtype_name
+from megatrain.data_prep.config import ColumnsConfig
+from megatrain.data_prep.readers import BrokenFileError, Document, Problem, Unit, check, read
+from megatrain.data_prep.shards import AtomicFile
+from megatrain.data_prep.splits import METADATA
+from megatrain.data_prep.tokenizer import Encoder, Vocabulary
+
+SPLITS = (TRAIN, HELD_OUT)
+BATCH_CHARACTERS = 1 << 22
+"""Text that is tokenized at once."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` needs besides the unit. `tokenizer` is the path of the set's tokenizer.json."""
+
+    tokenizer: str
+    tokenizer_sha256: str
+    eos_id: int
+    vocab_size: int
+    backend: str
+    columns: ColumnsConfig
+    source: str | None
+    language: str | None
+    held_out_share: float
+
+
+@dataclass
+class Counts:
+    """What was found in the input, or in a part of it. Problems by file and kind; broken files with the reason."""
+
+    documents: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    text_bytes: int = 0
+    problems: dict[str, Counter[str]] = field(default_factory=dict)
+    first_problem: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        """Adds what a later part of the input held."""
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.text_bytes += other.text_bytes
+        for name, kinds in other.problems.items():
+            self.problems[name] = self.problems.get(name, Counter()) + kinds
+        self.first_problem = other.first_problem | self.first_problem
+        self.broken |= other.broken
+
+    def add_problem(self, name: str, problem: Problem) -> None:
+        """Counts a bad record of the file `name`."""
+        self.problems.setdefault(name, Counter())[problem.kind] += 1
+        self.first_problem.setdefault(problem.kind, problem.place)
+
+    @property
+    def bad(self) -> int:
+        """Records that can't be used."""
+        return sum(kinds.total() for kinds in self.problems.values())
+
+
+def result_path(folder: Path, number: int, split: str) -> Path:
+    """Where `prepare` leaves the documents of unit `number`."""
+    return folder / f"{number:08d}.{split}.arrow"
+
+
+def prepare(unit: Unit, number: int, settings: Settings, folder: Path) -> Counts:
+    """Tokenizes a unit. Its documents are then in `result_path`, for each split; a broken file leaves none."""
+    counts = Counts()
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(AtomicFile(result_path(folder, number, split))) for split in SPLITS}
+        schema = _schema(settings)
+        streams = {split: stack.enter_context(pa.ipc.new_stream(file, schema)) for split, file in files.items()}
+        for documents in _batches(unit, settings, counts):
+            for split, batch in _tokenize(documents, settings, counts).items():
+                streams[split].write_batch(batch)
+    return counts
+
+
+def results(folder: Path, number: int, split: str) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any], Any]]:
+    """The documents of a prepared unit: ids [tokens], lengths [documents] and a batch of METADATA, in turn."""
+    with pa.memory_map(str(result_path(folder, number, split))) as file, pa.ipc.open_stream(file) as stream:
+        for batch in stream:
+            ids = batch.column("ids")
+            lengths = np.diff(ids.offsets.to_numpy()).astype("<u4")
+            yield ids.values.to_numpy(), lengths, batch.select(METADATA.names)
+
+
+def _batches(unit: Unit, settings: Settings, counts: Counts) -> Iterator[list[Document]]:
+    documents: list[Document] = []
+    characters = 0
+    for piece in unit:
+        try:
+            check(piece)
+            for found in read(piece, settings.columns):
+                if isinstance(found, Problem):
+                    counts.add_problem(piece.name, found)
+                    continue
+                documents.append(found)
+                characters += len(found.text)
+                if characters >= BATCH_CHARACTERS:
+                    yield documents
+                    documents, characters = [], 0
+        except BrokenFileError as error:
+            counts.broken[piece.name] = str(error)
+    if documents:
+        yield documents
+
+
+def _tokenize(documents: list[Document], settings: Settings, counts: Counts) -> dict[str, pa.RecordBatch]:
+    """Documents as a batch for each split that has any."""
+    encoded = _encoder(settings).encode([document.text for document in documents])
+    chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for index, document in enumerate(documents):
+        text = document.text.encode()
+        held_out = is_held_out(text, settings.held_out_share)
+        chosen[HELD_OUT if held_out else TRAIN].append(index)
+        counts.text_bytes += len(text)
+    batches = {}
+    for split, indices in chosen.items():
+        if not indices:
+            continue
+        ids = [encoded[index] for index in indices]
+        offsets = np.cumsum([0, *(len(document) for document in ids)])
+        lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate(ids)))
+        rows = [documents[index] for index in indices]
+        columns = {
+            "id": [row.id for row in rows],
+            "url": [row.url for row in rows],
+            "source": [row.source or settings.source for row in rows],
+            "language": [row.language or settings.language for row in rows],
+            "metadata": [row.metadata for row in rows],
+        }
+        arrays = [pa.array(columns[name], pa.string()) for name in METADATA.names]
+        batches[split] = pa.RecordBatch.from_arrays([lists, *arrays], schema=_schema(settings))
+        counts.documents[split] += len(indices)
+        counts.tokens[split] += int(offsets[-1])
+    return batches
+
+
+def is_held_out(text: bytes, share: float) -> bool:
+    """Whether a document, in UTF-8, is among the `share` that is never trained on."""
+    return xxhash.xxh3_64_intdigest(text) < share * 2**64
+
+
+def _schema(settings: Settings) -> pa.Schema:
+    id_type = pa.from_numpy_dtype(np.dtype(id_dtype_name(settings.vocab_size)))
+    return pa.schema([("ids", pa.large_list(id_type)), *METADATA])
+
+
+@lru_cache(maxsize=1)
+def _encoder(settings: Settings) -> Encoder:
+    """Made once a process."""
+    vocabulary = Vocabulary(Path(settings.tokenizer).read_bytes(), settings.eos_id, settings.vocab_size)
+    return Encoder(vocabulary, settings.backend)
