@@ -17,27 +17,29 @@ Shards = Sequence[Sequence[Sequence[int]]]
 """Shards of members of documents, a document given by its count of tokens, EOS included."""
 
 
-def write_set(folder: Path, shards: Shards, split: str = TRAIN, vocab_size: int = 1000, seed: int = 0) -> ShardSet:
-    """Writes documents of random ids, each with its EOS at the end, and opens the split."""
-    generator = np.random.default_rng(seed)
-    dtype = np.dtype(id_dtype_name(vocab_size))
+def write_set(
+    folder: Path, shards: Shards, split: str = TRAIN, vocab_size: int = 100_000, tokenizer: bytes = b"{}"
+) -> ShardSet:
+    """Writes documents whose ids count on through the whole set, each with its EOS at the end, and opens the split."""
     (folder / split).mkdir(parents=True)
-    (folder / TOKENIZER).write_text("{}")
-    entries = []
+    (folder / TOKENIZER).write_bytes(tokenizer)
+    dtype = np.dtype(id_dtype_name(vocab_size))
+    tokens, entries = 0, []
     for number, members in enumerate(shards):
         writer = ShardWriter(folder / split / shard_name(number))
         for lengths in members:
-            ids = generator.integers(1, vocab_size, sum(lengths)).astype(dtype)
+            ids = (1 + np.arange(tokens, tokens + sum(lengths)) % (vocab_size - 1)).astype(dtype)
             ids[np.cumsum(lengths) - 1] = EOS
             writer.add(ids, np.array(lengths, np.uint32))
+            tokens += len(ids)
         entries.append(writer.commit(None, None, "0" * 32))
     manifest = Manifest(
         split=split,
         id_dtype=dtype.name,
         vocab_size=vocab_size,
         eos_id=EOS,
-        tokenizer_sha256=hashlib.sha256(b"{}").hexdigest(),
-        tokens=sum(entry.tokens for entry in entries),
+        tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
+        tokens=tokens,
         documents=sum(entry.documents for entry in entries),
         shards=tuple(entries),
     )
@@ -55,3 +57,11 @@ def row(shards: ShardSet) -> tuple[Int64, Int64]:
             lengths.append(np.frombuffer(data, "<u4", member.documents, member.lengths_offset))
     length = np.concatenate(lengths).astype(np.int64)
     return np.concatenate(ids).astype(np.int64), np.repeat(np.cumsum(length) - length, length)
+
+
+def flip_a_bit(shards: ShardSet, shard: int, member: int) -> None:
+    """Alters one stored id, leaving the size of the tar as it is."""
+    path = shards.path(shard)
+    data = bytearray(path.read_bytes())
+    data[shards.members(shard)[member].tokens_offset] ^= 1
+    path.write_bytes(data)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatrain.data import reader as reader_module
+from megatrain.data.reader import Reader
+from megatrain.data.sequences import read_members
+from megatrain.errors import GaveUp
+from tests.data.sets import flip_a_bit, row, write_set
+
+Opened = tuple[Reader, list[int], list[int]]
+SHARDS = [[[5, 1, 9], [4]], [[30], [2, 2, 2, 2], [1, 8]], [[7, 7]]]
+
+
+def read(reader: Reader, start: int, stop: int) -> tuple[list[int], list[int]]:
+    """The ids of a range, and the places in it where a document begins."""
+    ids, document = np.full((2, stop - start), -1, np.int32)
+    reader.read(start, stop, ids, document)
+    places = np.flatnonzero(document != -1)
+    assert np.array_equal(document[places], places)
+    return ids.tolist(), places.tolist()
+
+
+@pytest.fixture(scope="module", params=[60_000, 70_000], ids=["uint16", "uint32"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    shards = write_set(tmp_path_factory.mktemp("set"), SHARDS, vocab_size=request.param)
+    ids, document = row(shards)
+    return Reader(shards, read_members(shards)), ids.tolist(), document.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(bounds=st.tuples(st.integers(0, 80), st.integers(0, 80)).map(sorted))
+def test_any_range_is_read_as_it_was_written(opened: Opened, bounds: list[int]) -> None:
+    reader, ids, document = opened
+    start, stop = bounds
+    begins = [i - start for i in range(start, stop) if document[i] == i]
+    assert read(reader, start, stop) == (ids[start:stop], begins)
+
+
+def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(reader_module, "STARTS_BYTES", 1)
+    shards = write_set(tmp_path, SHARDS)
+    reader = Reader(shards, read_members(shards))
+    ids = row(shards)[0].tolist()
+    for _ in range(2):
+        assert read(reader, 0, 80)[0] == ids
+    assert reader._map.cache_info().currsize == 1
+    assert reader._starts.cache_info().currsize == 1
+
+
+def test_an_altered_member_is_named_when_it_is_touched_first(tmp_path: Path) -> None:
+    shards = write_set(tmp_path, SHARDS)
+    reader = Reader(shards, read_members(shards))
+    ids = row(shards)[0].tolist()
+    flip_a_bit(shards, 1, 1)
+    assert read(reader, 0, 49)[0] == ids[:49]  # all before it
+    for _ in range(2):
+        with pytest.raises(GaveUp, match=r"shard-000001\.tar: member 000001 was altered"):
+            read(reader, 48, 50)
+    assert read(reader, 57, 80)[0] == ids[57:]
+
+
+def test_altered_lengths_are_found_too(tmp_path: Path) -> None:
+    shards = write_set(tmp_path, SHARDS)
+    data = bytearray(shards.path(0).read_bytes())
+    data[shards.members(0)[1].lengths_offset] ^= 1
+    shards.path(0).write_bytes(data)
+    with pytest.raises(GaveUp, match=r"shard-000000\.tar: member 000001 was altered"):
+        read(Reader(shards, read_members(shards)), 15, 17)
+
+
+def test_a_member_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = write_set(tmp_path, SHARDS)
+    reader = Reader(shards, read_members(shards))
+    hashed: list[int] = []
+    verify = reader._verify
+
+    def counted(member: int) -> None:
+        hashed.append(member)
+        verify(member)
+
+    monkeypatch.setattr(reader, "_verify", counted)
+    for start in range(0, 70, 3):
+        read(reader, start, start + 3)
+    assert hashed == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_a_shard_that_changed_since_it_was_opened_is_named(tmp_path: Path, damage: str) -> None:
+    shards = write_set(tmp_path, SHARDS)
+    reader = Reader(shards, read_members(shards))
+    if damage == "removed":
+        shards.path(2).unlink()
+    else:
+        shards.path(2).write_bytes(shards.path(2).read_bytes()[:-512])
+    with pytest.raises(GaveUp, match=r"shard-000002\.tar"):
+        read(reader, 70, 72)
+
+
+def test_threads_read_the_same(tmp_path: Path) -> None:
+    shards = write_set(tmp_path, [[[3] * 20] * 10] * 4)
+    ids = row(shards)[0].tolist()
+    reader = Reader(shards, read_members(shards))
+    with ThreadPoolExecutor(8) as threads:
+        starts = list(range(0, 2300, 7)) * 3
+        for start, (found, _) in zip(starts, threads.map(lambda s: read(reader, s, s + 100), starts), strict=True):
+            assert found == ids[start : start + 100]
