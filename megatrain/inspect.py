@@ -16,7 +16,8 @@ from pathlib import Path
 import xxhash
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from megatrain.checkpoint.format import COMMIT, CheckpointReader
 from megatrain.checkpoint.manager import checkpoints_folder, scan
@@ -66,19 +67,19 @@ def _show_run(run_dir: Path) -> bool:
 
 def _show(title: str, rows: Iterator[Row]) -> bool:
     """Prints the rows and the verdict, which is what reading them raised."""
-    table = Table("what", "value", title=title, title_justify="left", show_header=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    table = Table("what", Column("value", overflow="fold"), show_header=False)
     problem = None
     try:
         for name, value in rows:
-            table.add_row(name, value)
+            table.add_row(Text(name), Text(value))
     except (MegatrainError, OSError) as error:
         problem = str(error)
-    table.add_row("whole", "yes" if problem is None else "[red]no[/red]")
-    console = Console()
-    console.print(table)
+    table.add_row("whole", Text("yes") if problem is None else Text("no", style="red"))
+    console.print(title)
+    console.print(table, soft_wrap=False)
     if problem is not None:
-        # Outside the table, whose columns would break the path.
-        console.print(f"not whole: {problem}", style="red", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"not whole: {problem}", style="red")
     return problem is None
 
 
@@ -108,9 +109,9 @@ def _split_rows(folder: Path) -> Iterator[Row]:
     yield "tokens", f"{manifest.tokens:,} of {manifest.id_dtype}"
     yield "documents", f"{manifest.documents:,}"
     yield "vocabulary", f"{manifest.vocab_size:,}, end of document {manifest.eos_id}"
-    yield "tokenizer", f"{opened.tokenizer.name}, sha256 {manifest.tokenizer_sha256}"
+    yield "tokenizer sha256", manifest.tokenizer_sha256
     yield "shards", f"{len(manifest.shards):,}, {decimal(sum(shard.bytes for shard in manifest.shards))}"
-    yield "manifest", f"sha256 {manifest.sha256}"
+    yield "manifest sha256", manifest.sha256
     _verify_split(opened)
 
 
