@@ -138,6 +138,9 @@ def _make_set(config: PrepConfig, units: list[Unit], vocabulary: Vocabulary, rep
     if not report.counts.documents[TRAIN]:
         raise GaveUp(f"input={config.input}: no usable document to train on; {report.reason or 'all are held out'}")
     report.exit_code = GAVE_UP if report.reason else DONE
+    for split in SPLITS:
+        if split not in manifests:
+            (output / split).rmdir()
     for split, manifest in manifests.items():
         write_manifest(output / split, manifest)
     shutil.rmtree(output / WORK)

@@ -107,20 +107,28 @@ def plan(files: list[tuple[Path, str]], unit_bytes: int) -> list[Unit]:
     """Cuts the input into units of about `unit_bytes`, in order. Raises InputError if all files are empty."""
     units: list[Unit] = []
     pieces: list[Piece] = []
+    filled = 0
     for path, name in files:
-        size = path.stat().st_size
-        cut = path.name.endswith(".jsonl")
-        for start in range(0, max(size, 1), unit_bytes if cut else max(size, 1)):
-            stop = min(start + unit_bytes, size) if cut else None
-            piece = Piece(str(path), name, stop - start if stop else size, start, stop)
-            if pieces and sum(other.size for other in pieces) + piece.size > unit_bytes:
+        for piece in _pieces(path, name, unit_bytes):
+            if pieces and filled + piece.size > unit_bytes:
                 units.append(tuple(pieces))
-                pieces = []
+                pieces, filled = [], 0
             pieces.append(piece)
+            filled += piece.size
     units.append(tuple(pieces))
     if not any(piece.size for unit in units for piece in unit):
         raise InputError(f"input: all {len(files)} files are empty, the first is {files[0][0]}")
     return units
+
+
+def _pieces(path: Path, name: str, unit_bytes: int) -> Iterator[Piece]:
+    size = path.stat().st_size
+    if path.name.endswith(".jsonl") and size:
+        for start in range(0, size, unit_bytes):
+            stop = min(start + unit_bytes, size)
+            yield Piece(str(path), name, stop - start, start, stop)
+    else:
+        yield Piece(str(path), name, size)
 
 
 def check(piece: Piece) -> None:

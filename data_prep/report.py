@@ -17,6 +17,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from megatrain.data.format import HELD_OUT, TRAIN, ShardEntry
 from megatrain.data_prep.shards import AtomicFile
@@ -119,9 +120,9 @@ class Report:
             },
             **{f"broken file {name}": f"left out: {why}" for name, why in counts.broken.items()},
         }
-        table = Table(title=f"{folder}", show_header=False, title_justify="left")
+        table = Table(title=Text(str(folder)), show_header=False, title_justify="left")
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(Text(name), Text(value))
         console.print(table)
         if self.reason:
             console.print(f"incomplete (exit code {self.exit_code}): {self.reason}", highlight=False, markup=False)
