@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 Value = str | int | float | None
 Record = dict[str, Value]
@@ -22,9 +23,9 @@ SECRETS = frozenset({"key", "secret", "token", "password", "passwd", "passphrase
 """Words that a configuration key naming a secret contains (api_key, hub_token; not tokenizer, not max_tokens)."""
 
 
-def encode(record: Mapping[str, Value]) -> str:
+def encode(record: Mapping[str, object]) -> str:
     """One line of JSON, without its newline. Numbers that aren't finite: see the design choices."""
-    line: dict[str, object] = dict(record)
+    line = dict(record)
     non_finite = {
         name: str(value) for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)
     }
@@ -57,7 +58,7 @@ def read(path: Path) -> Iterator[Record]:
                 yield record
 
 
-def without_secrets(tree: object) -> object:
+def without_secrets(tree: Any) -> Any:
     """A copy of a configuration tree of dicts, lists and values without the keys that name a secret (law 8)."""
     if isinstance(tree, Mapping):
         return {

@@ -95,7 +95,7 @@ def load(folder: Path) -> Run:
     config = without_secrets(OmegaConf.to_container(OmegaConf.load(config_file)))
     return Run(
         folder=folder,
-        config=config if isinstance(config, dict) else {},
+        config=config,
         steps=steps,
         evaluations=[record for record in records if "held_out_loss" in record],
         events=[dict(event) for event in read(folder / "events.jsonl")],

@@ -20,12 +20,12 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from megatrain.compose import plain
 from megatrain.config import TrainConfig, WandbMode
 from megatrain.errors import InputError, bad_value
 from megatrain.observe.records import Record, decode, encode, without_secrets
@@ -235,7 +235,7 @@ def _start_wandb(config: TrainConfig, run_dir: Path, run_id: str) -> wandb.Run:
         entity=config.logger.wandb.entity,
         name=config.logger.wandb.name or run_dir.resolve().name,
         tags=config.logger.wandb.tags,
-        config=plain_config(config),
+        config=without_secrets(plain(config)),
         settings=wandb.Settings(silent=True, console="off", disable_code=True),
     )
     run.define_metric("*", step_metric="step")
@@ -245,13 +245,6 @@ def _start_wandb(config: TrainConfig, run_dir: Path, run_id: str) -> wandb.Run:
 def new_wandb_run_id() -> str:
     """An id for a run that has none yet: 8 hexadecimal digits."""
     return secrets.token_hex(4)
-
-
-def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as dicts, lists and values that JSON and YAML can say, without keys that name a secret."""
-    plain = without_secrets(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))
-    assert isinstance(plain, dict)
-    return plain
 
 
 def build_sinks(config: TrainConfig, run_dir: Path, resume_step: int, wandb_run_id: str) -> list[Sink]:

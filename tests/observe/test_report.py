@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from megatrain.compose import plain
 from megatrain.config import ModelConfig, ReportConfig, TrainConfig
 from megatrain.errors import InputError
 from megatrain.observe.events import EventLog
 from megatrain.observe.records import Record
 from megatrain.observe.report import run, smooth, thin
-from megatrain.observe.sinks import JsonlSink, plain_config
+from megatrain.observe.sinks import JsonlSink
 from megatrain.resilience.outcome import write_outcome
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -36,7 +37,7 @@ def write_run(folder: Path, steps: int = 40) -> Path:
         tie_embeddings=True,
     )
     config.logger.wandb.tags = [HOSTILE]
-    OmegaConf.save(OmegaConf.create(plain_config(config) | {"api_key": "hush"}), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create(plain(config) | {"api_key": "hush"}), folder / "config.yaml")
     metrics, events = JsonlSink(folder / "metrics.jsonl", 0), EventLog(folder / "events.jsonl")
     events.write("start", 0, world_size=2, device="cpu", versions={"torch": "2.13.0"})
     for step in range(1, steps + 1):

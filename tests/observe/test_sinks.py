@@ -106,7 +106,7 @@ def test_tensorboard_events_are_readable_and_dropped_steps_are_hidden(tmp_path: 
 
     first = TensorboardSink(tmp_path, 0)
     for step in (1, 2, 3, 4):
-        first.write({"step": step, "loss": float(step), "batch_digest": "00ff"})
+        first.write({"step": step, "loss": float(step), "skipped": step == 2, "batch_digest": "00ff"})
     first.close()
     second = TensorboardSink(tmp_path, 2)
     second.write({"step": 3, "loss": 30.0})
@@ -114,7 +114,7 @@ def test_tensorboard_events_are_readable_and_dropped_steps_are_hidden(tmp_path: 
     second.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert events.Tags()["scalars"] == ["loss", "held_out_loss"]
+    assert events.Tags()["scalars"] == ["loss", "skipped", "held_out_loss"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert [(event.step, event.value) for event in events.Scalars("held_out_loss")] == [(3, 31.0)]
 
