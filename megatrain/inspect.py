@@ -19,8 +19,9 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from megatrain.checkpoint.format import COMMIT, CheckpointReader
-from megatrain.checkpoint.manager import checkpoints_folder, scan
+from megatrain.checkpoint.folders import checkpoints_folder, scan
+from megatrain.checkpoint.format import COMMIT
+from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.config import InspectConfig
 from megatrain.data.format import (
     HELD_OUT,

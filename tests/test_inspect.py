@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from megatrain.checkpoint.manager import CheckpointManager, step_folder
+from megatrain.checkpoint.folders import step_folder
+from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.config import InspectConfig
 from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, metadata_path, shard_name
 from megatrain.data_prep.shards import ShardWriter, write_manifest

@@ -1,105 +1,28 @@
-"""Checkpoints of a run: saving one on all ranks together, finding the newest whole one, cleaning up after a death.
+"""Saves the checkpoints of a run on all ranks together, and cleans up after a death in mid-save.
 
 Design choices:
 - A save has stages, and all ranks agree after each: where one rank fails (a full disk) all raise the same error and
   nothing of the attempt is left.
 - A step that is saved again (after a fallback) doesn't touch the old folder until the new one is committed: the old
   one steps aside under another name, and comes back if the new one fails, at once or at the next start.
-- Finding and resolving are plain functions of a path, so that evaluation and export need no manager.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from megatrain.checkpoint.format import COMMIT, BrokenCheckpoint, TrainerState, read_commit
+from megatrain.checkpoint.folders import checkpoints_folder, scan, step_folder
+from megatrain.checkpoint.format import COMMIT, TrainerState
 from megatrain.checkpoint.writer import commit, write_rank
 from megatrain.engines.ranges import Shard
-from megatrain.errors import GaveUp, MegatrainError, bad_value
+from megatrain.errors import GaveUp, MegatrainError
 from megatrain.resilience.files import sync_folder
 
 Agree = Callable[[str | None], str | None]
 """Every rank calls it with what failed, or None; every rank gets the same answer: a failure of any rank, or None."""
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Found:
-    """A step's folder. problem: why it isn't whole, as far as its commit record and file sizes tell; None: it is."""
-
-    path: Path
-    step: int
-    problem: str | None
-
-
-def checkpoints_folder(run_dir: Path) -> Path:
-    """Where a run directory has its checkpoints."""
-    return run_dir / "checkpoints"
-
-
-def step_folder(run_dir: Path, step: int) -> Path:
-    """The folder of one step."""
-    return checkpoints_folder(run_dir) / f"step_{step:08d}"
-
-
-def problem_of(folder: Path) -> str | None:
-    """Why the step's folder isn't whole, without reading its data; None: it is."""
-    try:
-        read_commit(folder)
-    except BrokenCheckpoint as error:
-        return str(error)
-    return None
-
-
-def scan(run_dir: Path) -> list[Found]:
-    """The steps' folders of a run directory, newest first, whole or not."""
-    found = []
-    for path in checkpoints_folder(run_dir).glob("step_*"):
-        match = re.fullmatch(r"step_(\d{8,})", path.name)
-        if match and path.is_dir():
-            found.append(Found(path, int(match[1]), problem_of(path)))
-    return sorted(found, key=lambda one: -one.step)
-
-
-def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run directory (None: it has none), and why newer ones were passed over."""
-    passed_over: list[str] = []
-    for one in scan(run_dir):
-        if one.problem is None:
-            return one.path, passed_over
-        passed_over.append(one.problem)
-    return None, passed_over
-
-
-def resolve(path: str | Path, key: str = "checkpoint") -> Path:
-    """The step's folder that `checkpoint=path` means: a run directory's newest whole one, or the folder itself.
-
-    Raises InputError, naming `key`, where there is none.
-    """
-    folder = Path(path)
-    legal = "give a run directory or the folder of a step in its checkpoints/"
-    if not folder.is_dir():
-        raise bad_value(key, path, f"no such folder; {legal}")
-    if checkpoints_folder(folder).is_dir():
-        found, passed_over = newest(folder)
-        for reason in passed_over:
-            log.warning("passed over: %s", reason)
-        if found is None:
-            raise bad_value(key, path, f"the run directory holds no whole checkpoint; {legal}")
-        return found
-    if not (folder / COMMIT).exists():
-        raise bad_value(key, path, f"holds no checkpoint; {legal}")
-    problem = problem_of(folder)
-    if problem is not None:
-        raise bad_value(key, path, f"{problem}; {legal}")
-    return folder
 
 
 def alone(failure: str | None) -> str | None:
@@ -123,7 +46,7 @@ class CheckpointManager:
     def clean(self) -> list[str]:
         """Removes what a death in mid-save left; call it before newest(). Rank 0 gets a line for each thing done."""
         done: list[str] = []
-        self._on_rank_0("cleaning checkpoints", lambda: done.extend(_clean(checkpoints_folder(self.run_dir))))
+        self._on_rank_0("cleaning checkpoints", lambda: done.extend(_clean(self.run_dir)))
         return done
 
     def save(self, step: int, shards: Iterable[Shard], state: TrainerState) -> Path:
@@ -151,14 +74,15 @@ class CheckpointManager:
             work()
         except Exception as error:
             own = error
-        failure = self.agree(None if own is None else f"rank {self.rank}: {own}")
+        bug = own is not None and not isinstance(own, OSError | MegatrainError)
+        failure = self.agree(None if own is None else f"rank {self.rank}: {repr(own) if bug else own}")
         if failure is None:
             return
         if self.rank == 0:
             undo()
         # No rank goes on before the space is free again: writing down what happened needs some.
         self.agree(None)
-        if own is not None and not isinstance(own, OSError | MegatrainError):
+        if own is not None and bug:
             raise own
         raise GaveUp(f"{doing}: {failure}") from own
 
@@ -182,25 +106,25 @@ def _make_way(folder: Path) -> None:
 def _step_back(folder: Path) -> None:
     """Removes a failed attempt and brings back what stepped aside for it; clean() comes for what it can't do now."""
     with suppress(OSError):
-        if folder.exists():
+        if folder.exists() and not (folder / COMMIT).exists():
             shutil.rmtree(folder)
         if _aside(folder).exists():
             _aside(folder).rename(folder)
             sync_folder(folder.parent)
 
 
-def _clean(checkpoints: Path) -> list[str]:
+def _clean(run_dir: Path) -> list[str]:
     done = []
-    for path in sorted(checkpoints.glob("step_*")):
-        if path.suffix != ".replaced" and not (path / COMMIT).exists():
-            shutil.rmtree(path)
-            done.append(f"{path}: uncommitted, removed")
-    for path in sorted(checkpoints.glob("step_*.replaced")):
-        folder = path.with_suffix("")
+    for found in scan(run_dir):
+        if not (found.path / COMMIT).exists():
+            shutil.rmtree(found.path)
+            done.append(f"{found.path}: uncommitted, removed")
+    for aside in checkpoints_folder(run_dir).glob("step_*.replaced"):
+        folder = aside.with_suffix("")
         if folder.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(aside)
         else:
-            path.rename(folder)
-            sync_folder(checkpoints)
+            aside.rename(folder)
+            sync_folder(folder.parent)
             done.append(f"{folder}: its replacement was never committed, put back")
     return done

@@ -37,6 +37,7 @@ from megatrain.checkpoint.format import (
     file_names,
     hashes_name,
     index_name,
+    parse_rows,
     seal,
 )
 from megatrain.engines.ranges import Shard
@@ -139,7 +140,7 @@ def commit(folder: Path, step: int, world_size: int, state: TrainerState) -> Non
             raise BrokenCheckpoint(f"{folder / data_name(rank)}: {size} bytes, but {hashes} bytes of hashes")
         raw = (folder / index_name(rank)).read_bytes()
         files[index_name(rank)]["xxh3_128"] = xxhash.xxh3_128_hexdigest(raw)
-        rows += [Row(rank, **{**row, "shape": tuple(row["shape"])}) for row in json.loads(raw)["rows"]]
+        rows += parse_rows(json.loads(raw))
     check_coverage(rows)
     files[STATE]["xxh3_128"] = xxhash.xxh3_128_hexdigest((folder / STATE).read_bytes())
     record: Commit = {"version": VERSION, "step": step, "world_size": world_size, "files": files}

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from megatrain.checkpoint.format import CheckpointReader
-from megatrain.checkpoint.manager import CheckpointManager, newest, step_folder
+from megatrain.checkpoint.folders import newest, step_folder
+from megatrain.checkpoint.manager import CheckpointManager
+from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.engines.ranges import MASTER, Shard
 from tests.checkpoint.layouts import trainer_state
 

@@ -16,7 +16,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.checkpoint.format import CHUNK_BYTES, BrokenCheckpoint, CheckpointReader
+from megatrain.checkpoint.folders import read_state
+from megatrain.checkpoint.format import CHUNK_BYTES, BrokenCheckpoint
+from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.checkpoint.writer import commit, write_rank
 from megatrain.engines.ranges import MASTER, Shard, load
 from megatrain.errors import GaveUp
@@ -97,7 +99,7 @@ def test_replicas_divide_the_bytes(tmp_path: Path) -> None:
 def test_the_trainer_state_comes_back(tmp_path: Path) -> None:
     write(tmp_path / "c", even_layout(SHAPES, 2), random_whole(SHAPES), step=7)
     reader = CheckpointReader(tmp_path / "c")
-    assert reader.state == {"version": 1, **trainer_state(7)}
+    assert reader.state == read_state(tmp_path / "c") == {"version": 1, **trainer_state(7)}
     assert (reader.optimizer_step, reader.commit["step"], reader.commit["world_size"]) == (6, 7, 2)
 
 

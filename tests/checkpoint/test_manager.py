@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from megatrain.checkpoint.format import CheckpointReader
-from megatrain.checkpoint.manager import CheckpointManager, newest, resolve, scan, step_folder
+from megatrain.checkpoint.folders import newest, resolve, scan, step_folder
+from megatrain.checkpoint.manager import CheckpointManager
+from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.engines.ranges import MASTER, Shard
 from megatrain.errors import GaveUp, InputError
 from megatrain.resilience.agreement import Agreement
@@ -115,7 +116,10 @@ def test_clean_removes_only_what_was_never_committed(tmp_path: Path) -> None:
         save(tmp_path, step)
     (step_folder(tmp_path, 12) / "commit.json").unlink()
     (step_folder(tmp_path, 11) / "commit.json").write_text("{}")
+    stray = tmp_path / "checkpoints" / "step_notes"
+    stray.mkdir()
     assert CheckpointManager(tmp_path).clean() == [f"{step_folder(tmp_path, 12)}: uncommitted, removed"]
+    assert stray.is_dir()
     assert [found.step for found in scan(tmp_path)] == [11, 10]
 
 
@@ -129,6 +133,14 @@ def test_a_step_saved_again_replaces_the_old_only_when_it_is_whole(tmp_path: Pat
     CheckpointManager(tmp_path).save(10, even_layout(again, 1).shards(0, random_whole(again)), trainer_state(10))
     assert CheckpointReader(folder).shapes == again
     assert [path.name for path in folder.parent.iterdir()] == ["step_00000010"]
+
+
+def test_a_committed_step_survives_when_it_cannot_step_aside(tmp_path: Path) -> None:
+    folder = save(tmp_path, 10)
+    (folder.parent / "step_00000010.replaced").touch()
+    with pytest.raises(GaveUp, match="not saved: rank 0"):
+        save(tmp_path, 10)
+    CheckpointReader(folder).verify_all()
 
 
 def test_resolve_takes_a_run_directory_or_a_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
