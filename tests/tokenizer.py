@@ -25,3 +25,8 @@ def make_tokenizer(path: Path, vocab_size: int = 300) -> Path:
     tokenizer.train_from_iterator([words] * 4, trainer)
     tokenizer.save(str(path))
     return path
+
+
+def load(path: Path) -> Tokenizer:
+    """The saved one."""
+    return Tokenizer.from_file(str(path))

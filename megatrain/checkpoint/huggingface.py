@@ -250,10 +250,9 @@ def _write_tensor(handle: BinaryIO, tensor: Tensor) -> None:
 def _check_tokenizer(config: ModelConfig, path: Path, eos_id: int) -> str:
     """The EOS token's text. Raises InputError where the tokenizer can't be the model's."""
     tokenizer = Tokenizer.from_file(str(path))
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise InputError(
-            f"{path}: {tokenizer.get_vocab_size()} ids, the model has model.vocab_size={config.vocab_size}"
-        )
+    ids = max(tokenizer.get_vocab().values()) + 1
+    if ids > config.vocab_size:
+        raise InputError(f"{path}: {ids} ids, the model has model.vocab_size={config.vocab_size}")
     eos = tokenizer.id_to_token(eos_id)
     if eos is None:
         raise InputError(f"{path}: has no id {eos_id}, which ends the documents that the model was trained on")

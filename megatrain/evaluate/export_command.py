@@ -1,0 +1,27 @@
+"""`megatrain export checkpoint=C output=DIR`: a checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatrain.checkpoint.huggingface import export
+from megatrain.config import ExportConfig
+from megatrain.errors import DONE
+from megatrain.evaluate.loading import open_checkpoint
+
+
+def run(config: ExportConfig) -> int:
+    """Writes the folder and prints where it is; the exit code."""
+    checkpoint = open_checkpoint(config.checkpoint)
+    output = Path(config.output)
+    export(
+        checkpoint.reader,
+        checkpoint.model,
+        checkpoint.tokenizer_path,
+        output,
+        config.precision,
+        checkpoint.sequence_length,
+        checkpoint.eos_id,
+    )
+    print(output)
+    return DONE
