@@ -27,6 +27,7 @@ from tests.distributed.pool import Pool
 
 SHAPES: dict[str, tuple[int, ...]] = {"embedding": (50, 20), "head": (20, 50)}
 WHOLE = random_whole(SHAPES)
+ROOT = Path(__file__).parents[2]
 AgreeOfThreads = Callable[[str | None], str | None]
 
 
@@ -170,7 +171,7 @@ def test_resolve_names_the_key_and_what_is_legal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [2, 1], ids=["another step", "the same step again"])
 def test_killed_before_any_call_that_changes_the_disk(tmp_path: Path, step: int) -> None:
     command = [sys.executable, "-m", "tests.checkpoint.dying", str(tmp_path / "run"), str(step)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     died, committed = map(int, done.stdout.split())
     assert died >= 25
