@@ -57,6 +57,13 @@ def compose(command: str, arguments: Sequence[str]) -> Any:
     return OmegaConf.to_object(config)
 
 
+def plain(config: Any) -> Any:
+    """A configuration as dicts, lists and values that JSON and YAML can say."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+
 def _overrides(arguments: Sequence[str], schema: type) -> Iterator[str]:
     """The arguments as Hydra's grammar wants them. Raises InputError for one that isn't a key=value of `schema`."""
     answered_by_hydra = False

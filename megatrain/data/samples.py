@@ -11,6 +11,7 @@ Design choices:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -31,11 +32,15 @@ PATH_SOURCE = "data"
 
 @dataclass(frozen=True)
 class Source:
-    """One open set of a mixture. `config` is its own; `index` says where its samples lie; `reader` reads them."""
+    """One open set of a mixture.
+
+    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie; `reader` reads them.
+    """
 
     name: str
     config: SourceConfig
     manifest: Manifest
+    tokenizer: Path
     index: SequenceIndex
     reader: Reader
 
@@ -76,7 +81,7 @@ def _open_source(name: str, config: SourceConfig, sequence_length: int, split: s
     index = SequenceIndex(members, sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    return Source(name, config, shards.manifest, index, Reader(shards, members))
+    return Source(name, config, shards.manifest, shards.tokenizer, index, Reader(shards, members))
 
 
 def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamples:

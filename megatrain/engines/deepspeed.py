@@ -112,7 +112,7 @@ class DeepSpeedEngine:
         self.norm = torch.zeros((), device=self.device)
 
     def _give_memory(self, module: nn.Module) -> None:
-        """Replaces meta parameters by zeros on the device, tied ones by one; ZeRO-3 partitions them module by module."""
+        """Replaces meta parameters by zeros on the device, tied ones by one; ZeRO-3 partitions each module's at once."""
         real: dict[nn.Parameter, nn.Parameter] = {}
         for owner in module.modules():
             for name, parameter in owner.named_parameters(recurse=False):
@@ -179,7 +179,7 @@ class DeepSpeedEngine:
         torch._foreach_mul_(self.gradients, there.to(self.gradients[0].dtype))
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Batch]) -> Stats:
+    def evaluate(self, micro_batches: Iterable[Batch]) -> Stats:
         """See Engine.evaluate."""
         self.deepspeed.eval()
         sums = _Sums(self.sources, self.device)
@@ -200,6 +200,10 @@ class DeepSpeedEngine:
             ranges.load(shard, reader)
         self.internals.after_load()
 
+    def optimizer_step(self) -> int:
+        """See Engine.optimizer_step."""
+        return int(self.internals.inner.state[self.internals.flats()[0]]["step"].item())
+
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """See Engine.gathered."""
@@ -216,7 +220,8 @@ class _Sums:
         self.targets = torch.zeros(sources, dtype=torch.int64, device=where)
 
     def add(self, batch: Batch, losses: Tensor) -> None:
-        """losses: [B, S], 0 where there is no target. A comparison instead of index_add_, which is not deterministic."""
+        """losses: [B, S], 0 where there is no target."""
+        # A comparison instead of index_add_, whose order of summation on a GPU is not fixed.
         of_source = batch.source[:, None] == self.sources
         self.loss += (of_source * losses.sum(dim=1, dtype=self.loss.dtype)[:, None]).sum(dim=0)
         self.targets += (of_source * (batch.targets != IGNORE).sum(dim=1)[:, None]).sum(dim=0)

@@ -58,7 +58,7 @@ class Engine(Protocol):
         """Clips and steps; where `skip` (0-dim bool on the device) is true nothing changes."""
         ...
 
-    def evaluate(self, micro_batches: Sequence[Batch]) -> Stats:
+    def evaluate(self, micro_batches: Iterable[Batch]) -> Stats:
         """The sums of the losses, without gradients. Every rank gives the same number of micro-batches."""
         ...
 
@@ -68,6 +68,10 @@ class Engine(Protocol):
 
     def load_shards(self, reader: ShardReader) -> None:
         """Fills them and refreshes the weights, so that the next step is right. Every rank calls it."""
+        ...
+
+    def optimizer_step(self) -> int:
+        """Steps that the optimizer has taken, skipped ones left out. Reads the device: for checkpoints only."""
         ...
 
     def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:

@@ -1,0 +1,37 @@
+# The two commands of the README are `make demo` and `make test`. Each makes .venv first, with the pins of
+# constraints.txt; delete .venv to start afresh.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: demo test test-fast test-distributed lint format clean
+
+demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
+	$(BIN)/python examples/demo.py demo_output
+
+test: test-fast test-distributed  ## everything that runs without a GPU
+
+test-fast: $(VENV)/installed
+	$(PYTEST) -m "not distributed and not gpu"
+
+test-distributed: $(VENV)/installed  ## real processes over gloo
+	$(PYTEST) -m "distributed and not gpu"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo_output build dist *.egg-info
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,159 @@
+"""Law 5 at start: what was asked for can be had, or one line says why not. No torch.
+
+Design choices:
+- The launcher asks before it spawns anything, and every rank asks again, since `torchrun -m megatrain.train` has no
+  launcher of ours.
+- Each check names the key, what was given, and the nearest legal choice.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import cast
+
+from megatrain import objectives
+from megatrain.checkpoint.folders import newest, read_state
+from megatrain.compose import plain
+from megatrain.config import Precision, TrainConfig, WandbMode
+from megatrain.data.format import HELD_OUT
+from megatrain.data.samples import SampleOrder, open_sources
+from megatrain.data.slots import idle_share
+from megatrain.data.state import State, check_state, start_state
+from megatrain.errors import bad_value
+from megatrain.model import spec
+
+
+def check(config: TrainConfig) -> None:
+    """What can be told before the number of ranks is known. Raises InputError."""
+    _check_numbers(config)
+    spec.check(config.model)
+    objectives.check(config.objective)
+    _check_engine(config)
+    for name in ("tensor", "pipeline", "context"):
+        given = getattr(config.parallel, name)
+        if given != 1:
+            raise bad_value(f"parallel.{name}", given, "only data parallelism exists in this version; legal: 1")
+    if config.launch.nodes > 1 and config.launch.rendezvous is None:
+        raise bad_value("launch.rendezvous", "null", f"launch.nodes={config.launch.nodes} need HOST:PORT to meet at")
+    if config.logger.tensorboard.enabled and importlib.util.find_spec("tensorboard") is None:
+        raise bad_value("logger.tensorboard.enabled", "true", "tensorboard isn't installed; pip install tensorboard")
+    if config.logger.wandb.mode is not WandbMode.disabled and importlib.util.find_spec("wandb") is None:
+        raise bad_value("logger.wandb.mode", config.logger.wandb.mode.value, "wandb isn't installed; legal: disabled")
+    _check_data(config)
+    _check_run_dir(config)
+
+
+def check_ranks(config: TrainConfig, ranks: int) -> None:
+    """What depends on the number of data-parallel ranks. Raises InputError."""
+    given = config.global_batch_size
+    if given < ranks:
+        raise bad_value("global_batch_size", given, f"{ranks} ranks need a sample each; legal: at least {ranks}")
+    idle = idle_share(given, config.micro_batch_size, ranks)
+    if idle > config.launch.max_idle_share:
+        whole = config.micro_batch_size * ranks
+        nearest = max(whole, round(given / whole) * whole)
+        raise bad_value(
+            "global_batch_size",
+            given,
+            f"leaves {idle:.1%} of the slots of {ranks} ranks with micro_batch_size={config.micro_batch_size} empty; "
+            f"legal: {nearest}, or launch.max_idle_share={idle:.3f}",
+        )
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    positive = {
+        "sequence_length": config.sequence_length,
+        "global_batch_size": config.global_batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "max_steps": config.max_steps,
+        "data.prefetch": config.data.prefetch,
+        "launch.nodes": config.launch.nodes,
+        "launch.processes": 1 if config.launch.processes is None else config.launch.processes,
+        "optim.learning_rate": config.optim.learning_rate,
+        "optim.eps": config.optim.eps,
+    }
+    not_negative = {
+        "optim.weight_decay": config.optim.weight_decay,
+        "optim.gradient_clip": config.optim.gradient_clip,
+        "optim.warmup_steps": config.optim.warmup_steps,
+        "optim.decay_steps": config.optim.decay_steps or 0,
+        "optim.final_ratio": config.optim.final_ratio,
+        "saving.every": config.saving.every,
+        "evaluation.every": config.evaluation.every,
+        "logger.console.every": config.logger.console.every,
+        "launch.max_idle_share": config.launch.max_idle_share,
+    }
+    for key, value in positive.items():
+        if not value > 0:
+            raise bad_value(key, value, "legal: above 0")
+    for key, value in not_negative.items():
+        if not value >= 0:
+            raise bad_value(key, value, "legal: 0 or more")
+    for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
+        if not 0 <= value < 1:
+            raise bad_value(key, value, "legal: from 0 to below 1")
+    decay = config.optim.decay_steps or 0
+    if config.optim.warmup_steps + decay > config.max_steps:
+        raise bad_value(
+            "optim.warmup_steps" if not decay else "optim.decay_steps",
+            decay or config.optim.warmup_steps,
+            f"warm-up and decay don't fit into max_steps={config.max_steps}",
+        )
+
+
+def _check_engine(config: TrainConfig) -> None:
+    engine = config.engine
+    if engine.zero_stage not in (0, 1, 2, 3):
+        raise bad_value("engine.zero_stage", engine.zero_stage, "legal: 0, 1, 2, 3")
+    if engine.zero_stage == 0 and config.precision is Precision.bf16:
+        raise bad_value("engine.zero_stage", 0, "not in bf16 (its masters would step on no gradients); legal: 1")
+    if engine.zero_stage == 0 and engine.offload_optimizer:
+        raise bad_value("engine.offload_optimizer", "true", "needs sharded state; legal: engine.zero_stage=1, 2 or 3")
+
+
+def _check_data(config: TrainConfig) -> None:
+    """The sets are whole and their ids fit the model."""
+    sources = open_sources(config.data, config.sequence_length)
+    SampleOrder(sources, config.seed)
+    for source in sources:
+        needed = source.manifest.vocab_size
+        if needed > config.model.vocab_size:
+            raise bad_value(
+                "model.vocab_size",
+                config.model.vocab_size,
+                f"the tokenizer of {source.config.path} has {needed} ids; legal: at least {needed}",
+            )
+    if config.evaluation.every:
+        open_sources(config.data, config.sequence_length, HELD_OUT)
+
+
+def _check_run_dir(config: TrainConfig) -> None:
+    """The run directory can be written, and what it holds can be continued."""
+    run_dir = Path(config.run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise bad_value("run_dir", run_dir, "is a file; legal: a folder")
+    parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise bad_value("run_dir", run_dir, f"{parent} can't be written")
+    folder, _ = newest(run_dir)
+    if folder is not None:
+        _check_continues(config, folder)
+
+
+def _check_continues(config: TrainConfig, folder: Path) -> None:
+    """The checkpoint is of this model, data and run. Raises InputError naming the keys that differ."""
+    saved = read_state(folder)
+    model = plain(config)["model"]
+    for key, value in saved["config"]["model"].items():
+        if key != "name" and model.get(key) != value:
+            raise bad_value(
+                f"model.{key}",
+                model.get(key),
+                f"run_dir={config.run_dir} holds a model with {value}; legal: that, or another run_dir",
+            )
+    if saved["step"] > config.max_steps:
+        raise bad_value("max_steps", config.max_steps, f"run_dir={config.run_dir} is at step {saved['step']} already")
+    sources = open_sources(config.data, config.sequence_length)
+    check_state(cast(State, saved["data"]), start_state(sources, config.seed, config.global_batch_size))

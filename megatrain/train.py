@@ -1,0 +1,227 @@
+"""What every rank runs: builds the parts of a run, joins them in a trainer, and says how it ended.
+
+Started by megatrain.launcher, or by `torchrun ... -m megatrain.train key=value ...`.
+
+Design choices:
+- A fresh start and a continued run differ in one thing: the reader that the engine is loaded from.
+- A rank's own exit code is 0 when it is done and when it was stopped: a launcher would take any other for a failure.
+  How the run ended is in outcome.json.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+from megatrain import checks, device, objectives, optimizer
+from megatrain.batch import Batch
+from megatrain.checkpoint.folders import newest
+from megatrain.checkpoint.format import TrainerState
+from megatrain.checkpoint.manager import CheckpointManager
+from megatrain.checkpoint.reader import CheckpointReader
+from megatrain.compose import compose, plain
+from megatrain.config import TrainConfig
+from megatrain.data.format import HELD_OUT
+from megatrain.data.loader import Loader, held_out_batches
+from megatrain.data.samples import SampleOrder, Source, open_sources
+from megatrain.data.state import State, resume_state, start_state
+from megatrain.engines.deepspeed import DeepSpeedEngine
+from megatrain.engines.ranges import ShardReader
+from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
+from megatrain.model.initialization import InitialWeights
+from megatrain.model.transformer import Transformer
+from megatrain.observe.events import EventLog, SkipSink, versions
+from megatrain.observe.metrics import MetricStream
+from megatrain.observe.records import without_secrets
+from megatrain.observe.sinks import build_sinks, new_wandb_run_id
+from megatrain.parallel import mesh as meshes
+from megatrain.parallel.mesh import Mesh
+from megatrain.resilience.agreement import Agreement
+from megatrain.resilience.files import write_whole
+from megatrain.resilience.outcome import write_outcome
+from megatrain.resilience.stopping import StopAgreement, StopSignal
+from megatrain.trainer import Trainer
+
+TIMEOUT_SECONDS = 1800.0
+"""How long a collective may take before the rank gives up."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """A rank's life. Returns its own exit code; outcome.json has the run's."""
+    stop = StopSignal()
+    stop.install()
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        config: TrainConfig | None = compose("train", arguments)
+        if config is None:
+            return DONE
+        checks.check(config)
+    except MegatrainError as error:
+        if rank == 0:
+            print(f"megatrain train: {error}", file=sys.stderr)
+        return error.exit_code
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        where = device.start(TIMEOUT_SECONDS, config.deterministic)
+        checks.check_ranks(config, dist.get_world_size())
+        trainer = build(config, where, stop)
+        reason = train(trainer)
+    except Exception as error:
+        return _failed(error, run_dir, rank)
+    step = trainer.step
+    write_outcome(run_dir, STOPPED if reason else DONE, reason or f"step {step} of {config.max_steps}", step, rank)
+    device.finish()
+    return DONE
+
+
+def _failed(error: Exception, run_dir: Path, rank: int) -> int:
+    """Says why this rank failed, in outcome.json and on the terminal; its exit code."""
+    no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = error.exit_code if isinstance(error, MegatrainError) else GAVE_UP if no_space else BUG
+    reason = f"{type(error).__name__}: {error}" if code == BUG else str(error)
+    try:
+        first = write_outcome(run_dir, code, " ".join(reason.split()), None, rank)
+    except OSError:
+        first = True  # No space even for this: the terminal has it, and the launcher takes the exit code.
+    if code == BUG:
+        traceback.print_exception(error)
+    elif first:
+        print(f"megatrain train: {reason}", file=sys.stderr)
+    return code
+
+
+def train(trainer: Trainer) -> str | None:
+    """Runs the trainer between its start and stop events, and closes what it holds. The reason to stop, if any."""
+    try:
+        reason = trainer.run()
+        if reason:
+            trainer.event("signal", reason=reason)
+        trainer.event("stop", reason=reason or "done")
+    finally:
+        trainer.loader.close()
+    trainer.metrics.close()
+    return reason
+
+
+def build(config: TrainConfig, where: torch.device, stop: StopSignal) -> Trainer:
+    """All parts of a run on this rank, as new or as the newest whole checkpoint of run_dir has them."""
+    torch.manual_seed(config.seed)
+    run_dir, rank = Path(config.run_dir), dist.get_rank()
+    mesh = meshes.build(config.parallel)
+    store = PrefixStore("megatrain", _get_default_store())
+    agree = Agreement(store, dist.get_world_size(), f"checkpoint/{_attempt()}")
+    checkpoints = CheckpointManager(run_dir, rank, dist.get_world_size(), agree)
+    events = EventLog(run_dir / "events.jsonl") if rank == 0 else None
+    cleaned = checkpoints.clean()
+    folder, passed_over = newest(run_dir)
+    reader = None if folder is None else CheckpointReader(folder)
+    saved = None if reader is None else reader.state
+
+    sources = open_sources(config.data, config.sequence_length)
+    loader = make_loader(config, sources, saved, mesh)
+    engine = DeepSpeedEngine(
+        config.engine, config.precision, config.micro_batch_size, config.optim.gradient_clip, len(sources)
+    )
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
+    weights: ShardReader = reader or InitialWeights(config.model, config.seed)
+    engine.load_shards(weights)
+
+    step = saved["step"] if saved else 0
+    wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
+    sinks = []
+    if events is not None:
+        write_run_files(config, run_dir, sources)
+        sinks = [*build_sinks(config, run_dir, step, wandb_run_id), SkipSink(events)]
+    trainer = Trainer(
+        config=config,
+        device=where,
+        mesh=mesh,
+        engine=engine,
+        loader=loader,
+        metrics=MetricStream(sinks),
+        checkpoints=checkpoints,
+        stopping=StopAgreement(stop, store, _attempt(), rank),
+        events=events,
+        held_out=make_held_out(config, mesh),
+        kept_state={
+            "config": without_secrets(plain(config)),
+            "tokenizer": {"sha256": sources[0].manifest.tokenizer_sha256, "eos_id": sources[0].manifest.eos_id},
+            "wandb_run_id": wandb_run_id,
+        },
+        step=step,
+        saved_step=step if saved else None,
+    )
+    trainer.event(
+        "resume" if saved else "start",
+        world_size=dist.get_world_size(),
+        device=str(where.type),
+        versions=versions(),
+        notes=[*cleaned, *passed_over],
+    )
+    return trainer
+
+
+def make_loader(config: TrainConfig, sources: list[Source], saved: TrainerState | None, mesh: Mesh) -> Loader:
+    """The loader of this rank, where the run is. Raises InputError if the saved run had another order of samples."""
+    state = start_state(sources, config.seed, config.global_batch_size)
+    if saved is not None:
+        state = resume_state(cast(State, saved["data"]), state)
+    return Loader(
+        SampleOrder(sources, config.seed),
+        objectives.build(config.objective, config.data.document_mask),
+        state,
+        micro_batch_size=config.micro_batch_size,
+        rank=mesh.data_rank,
+        ranks=mesh.data_size,
+        prefetch=config.data.prefetch,
+    )
+
+
+def make_held_out(config: TrainConfig, mesh: Mesh) -> Callable[[], Iterator[Batch]]:
+    """Makes this rank's micro-batches of an evaluation; the held-out split is opened only if one will take place."""
+    if not config.evaluation.every:
+        return lambda: iter(())
+    return partial(
+        held_out_batches,
+        open_sources(config.data, config.sequence_length, HELD_OUT),
+        objectives.build(config.objective, config.data.document_mask),
+        samples=config.evaluation.samples,
+        micro_batch_size=config.micro_batch_size,
+        rank=mesh.data_rank,
+        ranks=mesh.data_size,
+    )
+
+
+def write_run_files(config: TrainConfig, run_dir: Path, sources: list[Source]) -> None:
+    """config.yaml and tokenizer.json: what evaluation, export and a person need beside the checkpoints."""
+    text = OmegaConf.to_yaml(without_secrets(plain(config)))
+    write_whole(run_dir / "config.yaml", text.encode())
+    write_whole(run_dir / "tokenizer.json", sources[0].tokenizer.read_bytes())
+
+
+def _attempt() -> str:
+    """A name for this start of the ranks: a launcher's store may outlive them and meet the next start."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: native threads of the libraries (gloo's, DeepSpeed's) sometimes abort the interpreter's teardown,
+    # and a finished run would look like a crash.
+    os._exit(code)
