@@ -2,7 +2,9 @@
 
 Design choices:
 - The mask is prepared once a forward and shared by all layers: a Mask holds start and end, and whatever else an
-  implementation derives from them (for PyTorch's the dense form).
+  implementation derives from them (for PyTorch's the dense form, Sq * Sk bytes a sample).
+- Keys and values are repeated for their query heads: of PyTorch's fused kernels for GPUs those that take groups
+  (enable_gqa) and those that take a mask hardly overlap, and what is left holds all scores.
 - The log-sum-exp, which PyTorch's fused attention doesn't give, comes from the reference: right, but it holds the
   scores.
 """
@@ -51,4 +53,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, return_lse: bool = Fa
     """
     if return_lse:
         return reference.attention(q, k, v, mask.start, mask.end)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense, enable_gqa=q.shape[1] != k.shape[1])
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.dense)

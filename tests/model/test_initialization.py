@@ -42,6 +42,13 @@ def test_seed_and_name_make_other_numbers() -> None:
         assert (x != y).all()
 
 
+def test_the_numbers_stay_what_they_are() -> None:
+    """A run continued by a later version, or made again, begins with the same weights."""
+    assert np.allclose(normal(0, "a", 0, 4), [-0.2441581, -0.3118400, -0.5480121, -0.5616834], atol=1e-6)
+    far = normal(1, "embedding.weight", 10**12, 10**12 + 3)
+    assert np.allclose(far, [0.8104267, -0.8507363, -0.7608342], atol=1e-6)
+
+
 def test_far_elements_are_made_alone() -> None:
     far = 10**14
     assert np.array_equal(normal(0, "a", far, far + 100)[50:], normal(0, "a", far + 50, far + 100))
