@@ -80,7 +80,7 @@ def find_files(pattern: str) -> tuple[list[tuple[Path, str]], int]:
     Raises InputError if there is nothing, or if a file that was asked for has an unknown suffix.
     """
     path = Path(pattern)
-    if path.exists():
+    if pattern and path.exists():
         root, matches = (path if path.is_dir() else path.parent), [path]
     else:
         fixed = min((pattern.index(sign) for sign in "*?[" if sign in pattern), default=len(pattern))

@@ -1,0 +1,301 @@
+"""`megatrain prep` from end to end: the documents come back, the bytes don't depend on who made them, and every way
+the input, the output or the machine can be wrong ends in its exit code and one line."""
+
+import gzip
+import json
+import multiprocessing
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from tokenizers import Tokenizer
+
+from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
+from megatrain.data_prep.config import PrepConfig, TokenizerConfig
+from megatrain.data_prep.pipeline import run
+from megatrain.data_prep.tokenizer import EOS, train
+from megatrain.errors import GaveUp, InputError
+
+PROSE = (
+    "Every document of a corpus is read once, split into tokens, and laid beside the others in a shard; whoever trains "
+    "on it later never meets the text again, only numbers. So the numbers have to be right: naïve café 中文 заметка, "
+    "tabs\tand\nlines, 1234567 digits, don't and DON'T, {'code': [1, 2, 3]}, https://example.org/path?query=1#part, "
+    "spaces   in   rows, emoji 👩‍🚀, and a last sentence which makes the list long enough to be cut anywhere."
+)
+WORDS = PROSE.split(" ")
+
+
+def text(number: int) -> str:
+    return f"document {number}: " + " ".join(WORDS[number % 40 :] + WORDS * (number % 7))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(train([text(number) for number in range(300)], 400).data)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, tokenizer: Path) -> PrepConfig:
+    """Small sizes, so that a little text makes several units, members and shards."""
+    (tmp_path / "input").mkdir()
+    return PrepConfig(
+        input=str(tmp_path / "input"),
+        output=str(tmp_path / "output"),
+        tokenizer=TokenizerConfig(path=str(tokenizer)),
+        held_out_share=0.1,
+        shard_bytes=20_000,
+        member_bytes=4_000,
+        unit_bytes=10_000,
+        workers=1,
+    )
+
+
+def write_jsonl(config: PrepConfig, name: str, *texts: object) -> None:
+    (Path(config.input) / name).write_text("".join(json.dumps({"text": value}) + "\n" for value in texts))
+
+
+def documents(config: PrepConfig, split: str) -> list[tuple[str, dict[str, Any]]]:
+    """The decoded texts of a split and their metadata, with every hash checked and EOS taken off."""
+    opened = open_set(config.output, split)
+    decoder = Tokenizer.from_file(str(opened.tokenizer))
+    found = []
+    for shard, entry in enumerate(opened.manifest.shards):
+        data = opened.path(shard).read_bytes()
+        metadata = opened.path(shard).with_suffix(".parquet")
+        assert xxhash.xxh3_128_hexdigest(data) == entry.xxh3_128
+        assert xxhash.xxh3_128_hexdigest(metadata.read_bytes()) == entry.metadata_xxh3_128
+        rows = iter(pq.read_table(metadata).to_pylist())
+        for member in opened.members(shard):
+            ids, lengths = member_arrays(data, member, opened.id_dtype)
+            for part in np.split(ids, np.cumsum(lengths))[:-1]:
+                assert part[-1] == opened.manifest.eos_id
+                found.append((decoder.decode(part[:-1].tolist(), skip_special_tokens=False), next(rows)))
+        assert next(rows, None) is None
+    assert len(found) == opened.manifest.documents
+    return found
+
+
+def report(config: PrepConfig) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(config.output) / "report.json").read_bytes())
+    return found
+
+
+def files(config: PrepConfig) -> dict[str, bytes]:
+    """What was written, but for the report, which holds times."""
+    folder = Path(config.output)
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "report.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_documents_come_back_in_order_and_on_their_side(config: PrepConfig) -> None:
+    folder = Path(config.input)
+    (folder / "a.txt").write_text(text(0))
+    write_jsonl(config, "b.jsonl", *(text(number) for number in range(1, 200)))
+    with gzip.open(folder / "c.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"text": f"with {EOS} inside", "url": "u", "lang": "en"}) + "\n")
+    pq.write_table(pa.table({"text": [text(200), text(201)], "id": ["x", "y"]}), folder / "d.parquet")
+    assert run(config) == 0
+
+    written = [text(0), *map(text, range(1, 200)), f"with {EOS} inside", text(200), text(201)]
+    held_out = [value for value in written if xxhash.xxh3_64_intdigest(value.encode()) < 0.1 * 2**64]
+    trained = [value for value in written if value not in held_out]
+    assert len(held_out) > 5
+    found = documents(config, TRAIN)
+    assert [value for value, _ in found] == trained
+    assert [value for value, _ in documents(config, HELD_OUT)] == held_out
+    rows = dict(found + documents(config, HELD_OUT))
+    assert rows[text(200)] == {"id": "x", "url": None, "source": None, "language": None, "metadata": None}
+    assert rows[f"with {EOS} inside"]["url"] == "u"
+    assert rows[f"with {EOS} inside"]["metadata"] == '{"lang": "en"}'
+    assert rows[f"with {EOS} inside"]["id"] == "c.jsonl.gz:0"
+
+    opened = open_set(config.output)
+    assert len(opened.manifest.shards) > 1
+    assert opened.manifest.vocab_size == 400
+    summary = report(config)
+    assert (summary["exit_code"], summary["reason"], summary["files"]) == (0, None, 4)
+    assert summary["documents"] == {TRAIN: len(trained), HELD_OUT: len(held_out)}
+    assert summary["text_bytes"] == sum(len(value.encode()) for value in written)
+    assert summary["tokens"][TRAIN] == opened.manifest.tokens
+    assert summary["backend"] == "tiktoken"
+    assert not (Path(config.output) / ".work").exists()
+
+
+def test_bytes_depend_on_neither_workers_nor_units(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(300)))
+    others = {"b": replace(config, workers=2), "c": replace(config, unit_bytes=10**9)}
+    assert run(config) == 0
+    for name, other in others.items():
+        other.output = str(tmp_path / name)
+        assert run(other) == 0
+        assert files(other) == files(config)
+
+
+def test_a_tokenizer_trained_on_the_input(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(300)))
+    config.tokenizer = TokenizerConfig(train=True, vocab_size=350)
+    assert run(config) == 0
+    found = documents(config, TRAIN) + documents(config, HELD_OUT)
+    assert {value for value, _ in found} == set(map(text, range(300)))
+    assert open_set(config.output).manifest.vocab_size == 350
+    again = replace(config, output=str(tmp_path / "again"))
+    assert run(again) == 0
+    assert files(again) == files(config)
+
+
+def test_a_vocabulary_above_uint16(config: PrepConfig, tokenizer: Path, tmp_path: Path) -> None:
+    value = json.loads(tokenizer.read_bytes())
+    value["model"]["vocab"] |= {f"Ā{number}": number for number in range(400, 65537)}
+    config.tokenizer.path = str(tmp_path / "wide.json")
+    Path(config.tokenizer.path).write_text(json.dumps(value))
+    write_jsonl(config, "a.jsonl", text(1))
+    assert run(replace(config, held_out_share=0.0)) == 0
+    assert open_set(config.output).manifest.id_dtype == "uint32"
+    assert [value for value, _ in documents(config, TRAIN)] == [text(1)]
+    assert not (Path(config.output) / HELD_OUT).exists()
+
+
+def test_source_and_language(config: PrepConfig) -> None:
+    (Path(config.input) / "a.jsonl").write_text('{"text": "one", "source": "web"}\n{"text": "two"}\n')
+    assert run(replace(config, source="books", language="en", held_out_share=0.0)) == 0
+    found = documents(config, TRAIN)
+    assert [(row["source"], row["language"]) for _, row in found] == [("web", "en"), ("books", "en")]
+    entry = open_set(config.output).manifest.shards[0]
+    assert (entry.source, entry.language) == (None, "en")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_file_is_left_out_whole_and_named(config: PrepConfig, workers: int) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(20)))
+    packed = gzip.compress("".join(json.dumps({"text": text(n)}) + "\n" for n in range(20, 200)).encode())
+    (Path(config.input) / "b.jsonl.gz").write_bytes(packed[:-20])
+    (Path(config.input) / "c.parquet").write_bytes(b"PAR1")
+    write_jsonl(config, "d.jsonl", *map(text, range(200, 220)))
+    assert run(replace(config, workers=workers, held_out_share=0.0)) == 3
+    assert [value for value, _ in documents(config, TRAIN)] == [*map(text, range(20)), *map(text, range(200, 220))]
+    found = report(config)
+    assert found["exit_code"] == 3
+    assert set(found["broken_files"]) == {"b.jsonl.gz", "c.parquet"}
+    assert found["reason"] == "2 broken file(s) left out, the first is b.jsonl.gz: Truncated compressed stream"
+
+
+def test_bad_records_are_counted_and_too_many_are_an_end(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", text(0), "", text(1), 5, text(2))
+    (Path(config.input) / "b.txt").write_bytes(b"\xff\xfe")
+    (Path(config.input) / "c.txt").touch()
+    assert run(replace(config, held_out_share=0.0, max_bad_share=0.6)) == 0
+    found = report(config)
+    assert found["problems"] == {"a.jsonl": {"empty": 1, "no_text": 1}, "b.txt": {"not_utf8": 1}, "c.txt": {"empty": 1}}
+    second = (Path(config.input) / "a.jsonl").read_text().index("\n") + 1
+    assert found["first_problem"]["empty"] == f"a.jsonl:{second}"
+
+    strict = replace(config, held_out_share=0.0, max_bad_share=0.5, output=str(tmp_path / "strict"))
+    assert run(strict) == 3
+    assert len(documents(strict, TRAIN)) == 3
+    assert report(strict)["reason"].startswith(
+        "4 of 7 records are bad, above max_bad_share=0.5; first empty at a.jsonl:"
+    )
+
+
+def test_no_usable_document(config: PrepConfig) -> None:
+    write_jsonl(config, "a.jsonl", "", " ")
+    with pytest.raises(GaveUp, match=r"no usable document to train on; 2 of 2 records are bad"):
+        run(config)
+    assert report(config)["exit_code"] == 3
+    with pytest.raises(InputError):
+        open_set(config.output)
+
+
+def test_a_finished_set_is_not_touched(config: PrepConfig) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(30)))
+    assert run(config) == 0
+    before = files(config)
+    with pytest.raises(InputError, match=r"output=.*: already holds a finished set"):
+        run(config)
+    assert files(config) == before
+
+
+def test_other_peoples_files_are_not_touched(config: PrepConfig) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(30)))
+    (Path(config.output) / "train").mkdir(parents=True)
+    (Path(config.output) / "train" / "mine").touch()
+    with pytest.raises(InputError, match=r"output=.*: holds other files"):
+        run(config)
+    assert list(files(config)) == ["train/mine"]
+    with pytest.raises(InputError, match=r"output=.*a\.jsonl: a file"):
+        run(replace(config, output=str(Path(config.input) / "a.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": TokenizerConfig()}, "tokenizer.path=None: give this or tokenizer.train=true, not both"),
+        ({"held_out_share": 1.0}, "held_out_share=1.0: at least 0 and below 1"),
+        ({"max_bad_share": 2.0}, "max_bad_share=2.0: from 0 to 1"),
+        ({"workers": 0}, "workers=0: at least 1"),
+        ({"unit_bytes": 0}, "unit_bytes=0: at least 1"),
+        ({"tokenizer": TokenizerConfig(path="none.json")}, "tokenizer.path=none.json: No such file or directory"),
+        ({"tokenizer": TokenizerConfig(train=True, vocab_size=9999)}, "tokenizer.vocab_size=9999: the text has only"),
+    ],
+)
+def test_bad_keys_end_before_anything_is_written(config: PrepConfig, change: dict[str, Any], message: str) -> None:
+    write_jsonl(config, "a.jsonl", text(0))
+    with pytest.raises(InputError) as error:
+        run(replace(config, **change))
+    assert str(error.value).startswith(message)
+    assert not Path(config.output).exists()
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The kernel refuses to let any file of this process grow beyond `size` bytes, as a quota or a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_space_left(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(200)))
+    write_jsonl(config, "b.jsonl", " ".join(WORDS * 100))
+    with largest_file(40_000), pytest.raises(GaveUp, match=r"\.arrow: can't be written: File too large"):
+        run(config)
+    kept = files(config)
+    assert "train/shard-000000.tar" in kept
+    assert not any("partial" in name or "manifest" in name or ".work" in name for name in kept)
+    assert report(config)["reason"].endswith("File too large")
+
+    assert run(config) == 0  # there is space now: what is left of the first run is no obstacle
+    whole = replace(config, output=str(tmp_path / "whole"))
+    assert run(whole) == 0
+    assert files(whole) == files(config)
+    assert all(files(config)[name] == data for name, data in kept.items())
+
+
+def test_a_worker_that_dies(config: PrepConfig) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(300)))
+
+    def kill_the_first_worker() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.01)
+        children[0].kill()
+
+    threading.Thread(target=kill_the_first_worker, daemon=True).start()
+    with pytest.raises(GaveUp, match=r"a worker process died \(killed, or out of memory\) while preparing a\.jsonl"):
+        run(replace(config, workers=2))
+    assert report(config)["exit_code"] == 3
+    assert not multiprocessing.active_children()

@@ -1,0 +1,204 @@
+"""Files to documents: what is found, where it is cut, and how bad records and broken files are told."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatrain.data_prep.config import ColumnsConfig
+from megatrain.data_prep.readers import (
+    BrokenFileError,
+    Document,
+    Piece,
+    Problem,
+    check,
+    find_files,
+    plan,
+    read,
+    sample,
+)
+from megatrain.errors import InputError
+
+COLUMNS = ColumnsConfig()
+
+
+def compress_zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
+
+
+def all_of(path: Path, columns: ColumnsConfig = COLUMNS) -> list[Document | Problem]:
+    piece = Piece(str(path), path.name, path.stat().st_size)
+    check(piece)
+    return list(read(piece, columns))
+
+
+def texts(found: list[Document | Problem]) -> list[str]:
+    return [item.text if isinstance(item, Document) else item.kind for item in found]
+
+
+def lines(*records: object) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def test_a_txt_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\n")
+    assert all_of(tmp_path / "a.txt") == [Document("one\r\n\r\ntwo\n", "a.txt", None, None, None, None)]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", compress_zstd)])
+def test_jsonl_plain_and_packed(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    first = lines({"text": "one", "id": 7, "url": "u", "source": "s", "language": "en", "stars": 3})
+    path.write_bytes(pack(first) + pack(lines({"text": "two"})))
+    assert all_of(path) == [
+        Document("one", "7", "u", "s", "en", '{"stars": 3}'),
+        Document("two", f"{path.name}:{len(first)}", None, None, None, None),
+    ]
+
+
+def test_bad_lines_are_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    deep = b"[" * 100_000
+    rows = [b'{"text": "a"}', b"{", b"\xff", b"", b'{"text": 1}', b"[]", b'{"text": " "}', deep, b'{"text": "\\ud800"}']
+    path.write_bytes(b"\n".join([*rows, b'{"text": "z"}']))
+    expected = ["a", "invalid_json", "not_utf8", "no_text", "no_text", "empty", "invalid_json", "not_utf8", "z"]
+    found = all_of(path)
+    assert texts(found) == expected
+    assert found[1] == Problem("invalid_json", "a.jsonl:14")
+
+
+def test_columns_are_named_by_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines({"content": "one", "link": "u", "text": "other"}))
+    found = all_of(tmp_path / "a.jsonl", ColumnsConfig(text="content", url="link"))
+    assert found == [Document("one", "a.jsonl:0", "u", None, None, '{"text": "other"}')]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one", None, ""], "id": ["a", "b", "c"], "n": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = all_of(tmp_path / "a.parquet")
+    assert found == [
+        Document("one", "a", None, None, None, '{"n": 1}'),
+        Problem("no_text", "a.parquet:1"),
+        Problem("empty", "a.parquet:2"),
+    ]
+
+
+def test_parquet_strings_that_are_not_utf8(tmp_path: Path) -> None:
+    binary = pa.array([b"one", b"\xff", b"three"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    assert texts(all_of(tmp_path / "a.parquet")) == ["one", "not_utf8", "three"]
+
+
+def test_parquet_without_the_text_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["one"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(BrokenFileError, match=r"no column 'text' .* it has body, n"):
+        all_of(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "garbage"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".parquet"])
+def test_a_broken_file_is_found_before_its_documents_are_taken(tmp_path: Path, suffix: str, damage: str) -> None:
+    data = lines(*({"text": f"{n * 7919} document"} for n in range(20_000)))
+    path = tmp_path / f"a.jsonl{suffix}".replace(".jsonl.parquet", ".parquet")
+    if suffix == ".parquet":
+        table = pa.table({"text": [f"{n * 7919} document" for n in range(20_000)]})
+        pq.write_table(table, path, compression="zstd")
+        data = path.read_bytes()
+    else:
+        data = gzip.compress(data) if suffix == ".gz" else compress_zstd(data)
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "truncated": data[:-9],
+            "altered": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :],
+            "garbage": b"not what the suffix says",
+        }[damage]
+    )
+    with pytest.raises(BrokenFileError) as error:
+        check(Piece(str(path), path.name, len(data)))
+    assert str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_find_files_in_a_folder(tmp_path: Path) -> None:
+    for name in ("b/2.txt", "b/1.jsonl.zst", "a.parquet", "readme.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    files, ignored = find_files(str(tmp_path))
+    assert [name for _, name in files] == ["a.parquet", "b/1.jsonl.zst", "b/2.txt"]
+    assert ignored == 1
+    assert [name for _, name in find_files(f"{tmp_path}/*/*.txt")[0]] == ["b/2.txt"]
+    assert [name for _, name in find_files(f"{tmp_path}/**/*.txt")[0]] == ["b/2.txt"]
+    assert [name for _, name in find_files(f"{tmp_path}/b/2.txt")[0]] == ["2.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["{}/none", "{}/*.txt", "{}/empty", ""])
+def test_missing_input(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"input=.*: no file there with one of the suffixes \.txt, "):
+        find_files(pattern.format(tmp_path))
+
+
+def test_unknown_suffix_and_empty_files(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(InputError, match=r"input=.*a\.csv: the suffix is none of \.txt"):
+        find_files(str(tmp_path / "*.csv"))
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(InputError, match=r"all 1 files are empty, the first is .*a\.txt"):
+        plan(find_files(str(tmp_path))[0], 1000)
+
+
+def test_small_files_share_a_unit_and_large_jsonl_is_cut(tmp_path: Path) -> None:
+    for name, size in (("a.txt", 40), ("b.txt", 50), ("c.jsonl", 250), ("d.txt", 500)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    units = plan(find_files(str(tmp_path))[0], 100)
+    cut = [[(piece.name, piece.start, piece.stop) for piece in unit] for unit in units]
+    assert cut == [
+        [("a.txt", 0, None), ("b.txt", 0, None)],
+        [("c.jsonl", 0, 100)],
+        [("c.jsonl", 100, 200)],
+        [("c.jsonl", 200, 250)],
+        [("d.txt", 0, None)],
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=40).filter(lambda text: not text.isspace())), st.integers(1, 60))
+def test_cutting_a_jsonl_loses_and_repeats_nothing(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], size: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "a.jsonl"
+    rows = [row for row in rows if row.isprintable()] + ["last"]
+    path.write_bytes(lines(*({"text": row} for row in rows)))
+    units = plan([(path, "a.jsonl")], size)
+    found = [item for unit in units for piece in unit for item in read(piece, COLUMNS)]
+    assert texts(found) == rows
+    assert [item.id for item in found if isinstance(item, Document)] == [
+        f"a.jsonl:{position}" for position in _starts(path.read_bytes())
+    ]
+
+
+def _starts(data: bytes) -> list[int]:
+    ends = [index + 1 for index, byte in enumerate(data) if byte == ord("\n")]
+    return [0, *ends[:-1]]
+
+
+def test_a_sample_is_from_all_over_the_input(tmp_path: Path) -> None:
+    for name in range(10):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(*({"text": f"{name}" * 100} for _ in range(100))))
+    (tmp_path / "broken.jsonl.gz").write_bytes(b"x")
+    units = plan(find_files(str(tmp_path))[0], 1000)
+    taken = [document.text for document in sample(units, COLUMNS, 20_000)]
+    assert 200 <= len(taken) <= 210
+    assert {text[0] for text in taken} == set("0123456789")
+    assert taken == [document.text for document in sample(units, COLUMNS, 20_000)]
+    assert len(list(sample(units, COLUMNS, 10**9))) == 1000
