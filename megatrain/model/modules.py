@@ -5,14 +5,20 @@ Design choices:
   on that module.
 - Parameters are made with torch.empty: their values always come from a ShardReader (a checkpoint, or the
   counter-based initial weights), so nothing is drawn twice.
+- Autograd saves the parameters themselves and no views of them: ZeRO-3 frees a weight between forward and backward, and
+  a saved view would keep its memory. So products of [in, out] weights are `x @ W`, and those of [out, in] have a
+  function of their own (F.linear saves W^T).
 - Norms compute in fp32 whatever the weights are (fp64 stays fp64), and give back the dtype they got.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from megatrain.config import ModelConfig, Norm
 
@@ -20,6 +26,28 @@ from megatrain.config import ModelConfig, Norm
 def at_least_fp32(x: Tensor) -> Tensor:
     """x in fp32, or in fp64 where it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T, saving x and W."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_weight = gradient.flatten(0, -2).mT @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T: [..., out] from x [..., in] and weight [out, in]."""
+    result: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
+    return result
 
 
 class Embedding(nn.Module):
@@ -44,7 +72,8 @@ class ColumnLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., out] from [..., in]."""
-        return F.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
 
 class RowLinear(nn.Module):
@@ -57,7 +86,6 @@ class RowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., out] from [..., in]."""
-        # Not F.linear(x, W.t()): autograd would save that view, and with it the storage that ZeRO-3 wants to free.
         y = x @ self.weight
         return y if self.bias is None else y + self.bias
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from megatrain.batch import IGNORE, mask_end
 from megatrain.config import ModelConfig
 from megatrain.kernels.attention import op
-from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, at_least_fp32, make_norm
+from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, at_least_fp32, linear, make_norm
 from megatrain.model.rotary import cos_sin, rotate
 from megatrain.model.spec import head_dim, qkv_size
 
@@ -89,7 +89,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits [B, S, vocab_size] in x's dtype; with targets int32[B, S] losses as Transformer.forward has them."""
-        logits = F.linear(x, self.weight)
+        logits = linear(x, self.weight)
         if targets is None:
             return logits
         losses = F.cross_entropy(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatrain.batch import IGNORE, Batch
 from megatrain.config import ModelConfig, Norm, RopeScaling
+from megatrain.model.modules import linear
 from megatrain.model.transformer import Transformer
 from tests import samples
 from tests.huggingface import counterpart
@@ -132,3 +133,32 @@ def test_every_parameter_is_used_by_its_own_module() -> None:
     losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
     assert used == set(model.parameters())
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_view_of_a_weight_is_kept_for_backward(dtype: torch.dtype) -> None:
+    """What lets ZeRO-3 free a weight after its forward: a saved view would hold its memory until backward."""
+    model = random_model(replace(samples.MODEL, attention_bias=True, mlp_bias=True), dtype)
+    owners = {parameter.untyped_storage().data_ptr(): parameter for parameter in model.parameters()}
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        owner = owners.get(tensor.untyped_storage().data_ptr())
+        if owner is not None:
+            kept.append(tensor is owner)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses(model, samples.batch(samples=2, sequence_length=12, seed=0))
+    assert len(kept) > 10
+    assert all(kept)
+
+
+def test_linear_has_the_gradients_of_autograd() -> None:
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(linear, (x, weight))
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+    frozen = linear(x, weight.detach())
+    frozen.sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
