@@ -72,6 +72,7 @@ class ModelConfig:
     hidden_size: int = MISSING
     """Width of the residual stream."""
     num_layers: int = MISSING
+    """Transformer layers."""
     num_heads: int = MISSING
     """Query heads."""
     num_kv_heads: int = MISSING
@@ -141,16 +142,23 @@ class OptimConfig:
     learning_rate: float = 3e-4
     """The peak, after warm-up."""
     beta1: float = 0.9
+    """Decay of the mean of gradients."""
     beta2: float = 0.95
+    """Decay of the mean of squared gradients."""
     eps: float = 1e-8
+    """Added to the root of that mean."""
     weight_decay: float = 0.1
+    """Decoupled from the gradient; per step it is learning_rate times this."""
     decay_norms: bool = False
+    """Whether weight decay takes the norms' weights."""
     decay_biases: bool = False
+    """Whether it takes biases."""
     decay_embeddings: bool = False
-    """Whether weight decay also takes these. A tied embedding is an embedding."""
+    """Whether it takes the embedding; a head tied to it is the embedding."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     schedule: Schedule = Schedule.cosine
+    """What follows warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up from 0."""
     decay_steps: int | None = None
@@ -164,6 +172,7 @@ class EngineConfig:
     """Who shards, schedules, clips and steps."""
 
     name: str = "deepspeed"
+    """deepspeed: ZeRO through DeepSpeed."""
     zero_stage: int = 3
     """What DeepSpeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
     offload_optimizer: bool = False
@@ -185,8 +194,11 @@ class ParallelConfig:
     """How the ranks are divided; data parallel is what is left."""
 
     tensor: int = 1
+    """Ranks that share each layer's matrices."""
     pipeline: int = 1
+    """Stages of layers."""
     context: int = 1
+    """Ranks that share each sequence."""
 
 
 @dataclass
@@ -209,21 +221,31 @@ class EvaluationConfig:
 
 @dataclass
 class WandbConfig:
+    """Weights & Biases."""
+
     mode: WandbMode = WandbMode.offline
+    """Offline runs lie in run_dir/wandb; `wandb sync` uploads them."""
     project: str = "megatrain"
     entity: str | None = None
+    """The user or team that the run belongs to; null: the account's default."""
     name: str | None = None
     """Name of the run; null: the run directory's."""
     tags: list[str] = field(default_factory=list)
+    """Labels of the run."""
 
 
 @dataclass
 class TensorboardConfig:
+    """TensorBoard."""
+
     enabled: bool = False
+    """Write event files to run_dir/tensorboard."""
 
 
 @dataclass
 class ConsoleConfig:
+    """What rank 0 prints."""
+
     every: int = 1
     """Steps between updates of the progress line of rank 0; 0: none."""
 
@@ -262,6 +284,7 @@ class TrainConfig:
     deterministic: bool = False
     """Only algorithms that give the same bits each time."""
     precision: Precision = Precision.bf16
+    """What is computed in; masters stay fp32."""
     sequence_length: int = 2048
     """Tokens of a sample."""
     global_batch_size: int = 256
