@@ -63,28 +63,29 @@ def _parameters(config: ModelConfig) -> Iterator[ParameterSpec]:
     hidden, std = config.hidden_size, config.initializer_std
     # Each layer adds two terms to the residual stream: its variance shall not grow with depth (GPT-2, section 2.3).
     residual_std = std / (2 * config.num_layers) ** 0.5
-    heads_width = config.num_heads * head_dim(config)
+    qkv, gate_up = qkv_size(config), 2 * config.intermediate_size
+    attention_bias, mlp_bias = config.attention_bias, config.mlp_bias
     yield ParameterSpec("embedding.weight", (config.vocab_size, hidden), Kind.embedding, std)
     for i in range(config.num_layers):
         layer = f"layers.{i}"
-        qkv, gate_up = (qkv_size(config), hidden), (2 * config.intermediate_size, hidden)
         yield from _norm(config, f"{layer}.attention_norm")
-        yield from _linear(f"{layer}.attention.qkv", qkv, qkv[0] if config.attention_bias else 0, std)
+        yield from _linear(f"{layer}.attention.qkv", (qkv, hidden), qkv if attention_bias else 0, std)
         if config.qk_norm:
             yield ParameterSpec(f"{layer}.attention.query_norm.weight", (head_dim(config),), Kind.norm)
             yield ParameterSpec(f"{layer}.attention.key_norm.weight", (head_dim(config),), Kind.norm)
-        out = (heads_width, hidden)
-        yield from _linear(f"{layer}.attention.out", out, hidden if config.attention_bias else 0, residual_std)
+        out = (config.num_heads * head_dim(config), hidden)
+        yield from _linear(f"{layer}.attention.out", out, hidden if attention_bias else 0, residual_std)
         yield from _norm(config, f"{layer}.mlp_norm")
-        yield from _linear(f"{layer}.mlp.gate_up", gate_up, gate_up[0] if config.mlp_bias else 0, std)
+        yield from _linear(f"{layer}.mlp.gate_up", (gate_up, hidden), gate_up if mlp_bias else 0, std)
         down = (config.intermediate_size, hidden)
-        yield from _linear(f"{layer}.mlp.down", down, hidden if config.mlp_bias else 0, residual_std)
+        yield from _linear(f"{layer}.mlp.down", down, hidden if mlp_bias else 0, residual_std)
     yield from _norm(config, "norm")
     if not config.tie_embeddings:
         yield ParameterSpec("head.weight", (config.vocab_size, hidden), Kind.matrix, std)
 
 
 def _linear(name: str, shape: tuple[int, int], bias: int, std: float) -> Iterator[ParameterSpec]:
+    """A weight, and a bias of `bias` elements where that isn't 0."""
     yield ParameterSpec(f"{name}.weight", shape, Kind.matrix, std)
     if bias:
         yield ParameterSpec(f"{name}.bias", (bias,), Kind.bias)
