@@ -30,11 +30,15 @@ class ColumnsConfig:
     """Which keys of a JSON record, or columns of a Parquet file, hold what. All others become the metadata."""
 
     text: str = "text"
+    """The document."""
     id: str = "id"
-    """A record without one gets FILE:BYTE (Parquet: FILE:ROW), where it begins."""
+    """Its name. A record without one gets FILE:BYTE (Parquet: FILE:ROW), where it begins."""
     url: str = "url"
+    """Where it is from."""
     source: str = "source"
+    """The collection that it belongs to."""
     language: str = "language"
+    """Its language."""
 
 
 @dataclass

@@ -82,7 +82,9 @@ class ModelConfig:
     intermediate_size: int = MISSING
     """Width inside the SwiGLU MLP."""
     norm: Norm = Norm.rms
+    """RMSNorm or LayerNorm."""
     norm_eps: float = 1e-5
+    """Added to the mean square, or to the variance, under the root."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
@@ -226,6 +228,7 @@ class WandbConfig:
     mode: WandbMode = WandbMode.offline
     """Offline runs lie in run_dir/wandb; `wandb sync` uploads them."""
     project: str = "megatrain"
+    """The project that the run belongs to."""
     entity: str | None = None
     """The user or team that the run belongs to; null: the account's default."""
     name: str | None = None
@@ -325,9 +328,11 @@ class EvalConfig:
     output: str | None = None
     """A JSON file for the results."""
     precision: Precision = Precision.fp32
+    """What the forward pass computes in."""
     sequence_length: int | None = None
     """Tokens of a sample; null: as in training."""
     micro_batch_size: int = 8
+    """Samples computed at once."""
     max_samples: int | None = None
     """Samples to take; null: the whole held-out split."""
 
@@ -339,13 +344,17 @@ class GenerateConfig:
     checkpoint: str = MISSING
     """A run directory (its newest whole checkpoint) or a step's folder."""
     prompt: str = ""
+    """The text to go on from."""
     max_new_tokens: int = 100
+    """Tokens to add at most; the end of the document may come sooner."""
     temperature: float = 0.8
     """0: always the likeliest token."""
     top_k: int = 50
     """Sample among so many likeliest tokens; 0: all."""
     seed: int = 0
+    """Of the sampling."""
     precision: Precision = Precision.fp32
+    """What the model computes in."""
 
 
 @dataclass
@@ -365,6 +374,7 @@ class ReportConfig:
     """`megatrain report`."""
 
     run_dir: str = MISSING
+    """The run directory to report on."""
     output: str | None = None
     """The HTML file; null: RUN_DIR/report.html."""
 

@@ -1,0 +1,163 @@
+"""Writes docs/configuration.md: every key of every command, with its type, default and meaning.
+
+    python docs/generate_configuration.py           (`make docs`)
+
+Design choices:
+- The typed tree is the only source: types and docstrings are read from the dataclasses' source, defaults are what
+  `megatrain COMMAND` composes with no arguments. A key without a docstring is an error.
+- Keys of a preset (conf/model) are shown without it: what the dataclass says, "needed" where every preset says its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from megatrain.__main__ import COMMANDS
+from megatrain.compose import CONF, SCHEMAS, compose
+
+PAGE = Path(__file__).parent / "configuration.md"
+WITHOUT_PRESET = ("model",)
+HEAD = """# Configuration
+
+Every key of every command. Written by `make docs` from `megatrain/config.py` and `data_prep/config.py`; a test fails
+when it is out of date.
+
+Arguments are `key=value`. `megatrain COMMAND --help` prints a command's keys and presets, `megatrain COMMAND ... --cfg job`
+what a command line resolves to, without running it. An unknown key or a value of a wrong type is an error in one line,
+with exit code 2. "needed" means that there is no default.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One row of a table."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for command, (_, description) in COMMANDS.items():
+        module, _, name = SCHEMAS[command].partition(":")
+        schema = getattr(importlib.import_module(module), name)
+        needed = [f"{each.name}=0" for each in dataclasses.fields(schema) if each.default is MISSING]
+        parts.append(f"## megatrain {command}\n\n{_sentence(description)}\n")
+        parts.extend(_groups(schema, compose(command, needed), ""))
+    return "\n".join(parts)
+
+
+def _groups(schema: type, values: Any, prefix: str) -> Iterator[str]:
+    """The table of a dataclass, then those of the groups in it."""
+    docstrings, hints = field_docstrings(schema), get_type_hints(schema)
+    keys, groups = [], []
+    for each in dataclasses.fields(schema):
+        name, hint = f"{prefix}{each.name}", hints[each.name]
+        group = _group(hint)
+        if group is not None:
+            entry = ".NAME" if get_origin(hint) is dict else ""
+            groups.append((f"{name}{entry}", group, None if entry else getattr(values, each.name, None)))
+        if group is None or entry or _is_optional(hint):
+            if each.name not in docstrings:
+                raise ValueError(f"{schema.__name__}.{each.name} has no docstring")
+            own = values is None or name.startswith(tuple(f"{preset}." for preset in WITHOUT_PRESET))
+            default = _own_default(each) if own or each.default is MISSING else getattr(values, each.name)
+            keys.append(Key(name, _type(hint), _show(default), docstrings[each.name]))
+    if keys:
+        yield _table(keys)
+    for name, group, inner in groups:
+        yield f"### {name}\n\n{inspect.cleandoc(group.__doc__ or '')}{_presets(name)}\n"
+        yield from _groups(group, inner, f"{name}.")
+
+
+def field_docstrings(schema: type) -> dict[str, str]:
+    """The string below each field of a dataclass, on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for statement, below in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            match below:
+                case ast.Expr(ast.Constant(str(text))):
+                    found[statement.target.id] = " ".join(text.split())
+    return found
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in _alternatives(hint)
+
+
+def _group(hint: Any) -> type | None:
+    """The dataclass that a field holds, or a dict's values do."""
+    candidates = get_args(hint)[1:] if get_origin(hint) is dict else _alternatives(hint)
+    return next((each for each in candidates if dataclasses.is_dataclass(each)), None)
+
+
+def _type(hint: Any) -> str:
+    names = [_type_name(each) for each in _alternatives(hint) if each is not type(None)]
+    return " or ".join([*names, "null"] if _is_optional(hint) else names)
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is dict or dataclasses.is_dataclass(kind):
+        return "group"
+    if get_origin(kind) is list:
+        return f"list of {_type_name(get_args(kind)[0])}"
+    if issubclass(kind, Enum):
+        return ", ".join(str(each.value) for each in kind)
+    return str(kind.__name__)
+
+
+def _own_default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+
+
+def _show(value: Any) -> str:
+    """A default as it is written on the command line."""
+    if value is MISSING or value == MISSING:
+        return "needed"
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) if value != "" else '""'
+
+
+def _presets(group: str) -> str:
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if not names:
+        return ""
+    defaults = OmegaConf.load(CONF / "train.yaml").defaults
+    chosen = {key: value for entry in defaults if isinstance(entry, DictConfig) for key, value in entry.items()}
+    return f"\n\nPresets, `{group}=NAME`: {', '.join(names)}; {chosen[group]} unless given."
+
+
+def _table(keys: list[Key]) -> str:
+    rows = [f"| `{key.name}` | {key.type} | {key.default} | {key.meaning} |" for key in keys]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
