@@ -30,8 +30,8 @@ FILE_BYTES = 4_000_000
 MIN_CHARACTERS = 200
 """A shorter text (a list of entry points, an empty __init__.py) teaches nothing."""
 DOCUMENTATION = (".md", ".rst", ".txt")
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
-"""Folders of the standard library that aren't read; the topics of pydoc_data are taken as what they say."""
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "encodings", "__pycache__"}
+"""Folders of the standard library that aren't read; encodings are tables of numbers, pydoc_data is taken as topics."""
 
 
 @dataclass(frozen=True)
