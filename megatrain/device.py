@@ -87,7 +87,7 @@ def set_deterministic() -> None:
 
 def pin_memory(tensor: Tensor) -> Tensor:
     """`tensor` in page-locked memory, from which a copy to the device needn't block; the same tensor on the CPU."""
-    return tensor.pin_memory() if accelerator() == "cuda" else tensor
+    return tensor.pin_memory() if accelerator() else tensor
 
 
 @dataclass

@@ -1,0 +1,229 @@
+"""Training steps on a fake GPU: nothing lies on the wrong device, and the host never waits for the device.
+
+Trainer, hooks, metrics, engine, model and optimizer are the real ones. In place of DeepSpeed, which needs a device that
+computes, stand autograd and the optimizer alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from megatrain import device, optimizer
+from megatrain.batch import Batch
+from megatrain.config import EngineConfig, EvaluationConfig, ParallelConfig, Precision, TrainConfig
+from megatrain.data.loader import RankBatch
+from megatrain.model.transformer import Transformer
+from megatrain.observe.metrics import MetricStream
+from megatrain.observe.sinks import JsonlSink
+from megatrain.parallel import mesh as meshes
+from megatrain.parallel.mesh import Mesh
+from megatrain.trainer import Trainer
+from tests import fake_gpu, samples
+
+RANKS = 16
+STEPS = 5
+LAG = 2
+PRECISIONS = (Precision.bf16, Precision.fp32)
+
+
+class PlainDeepSpeed(nn.Module):
+    """What DeepSpeedEngine asks of DeepSpeed, without DeepSpeed."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__()
+        self.module = model
+        self.optimizer = optimizer
+        self.seq_data_parallel_group = torch.distributed.group.WORLD
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        losses: Tensor = self.module(*batch)
+        return losses
+
+    def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
+        """Gradients are reduced by the adapter."""
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def train() -> dict[str, Any]:
+    """Trains STEPS steps in each precision, evaluating after every second one: what was done, written, waited for."""
+    fake_gpu.start(RANKS)
+    mesh = meshes.build(ParallelConfig())
+    return {precision.value: train_in(precision, mesh) for precision in PRECISIONS}
+
+
+def train_in(precision: Precision, mesh: Mesh) -> dict[str, Any]:
+    real = samples.batch(samples=4, sequence_length=32, seed=0)
+    with fake_gpu.tensors() as (mode, host), tempfile.TemporaryDirectory() as folder:
+        # As the loader gives them: in pinned memory, micro-batches being views of the step's.
+        batch = real.map(mode.from_tensor).map(device.pin_memory)
+        micro_batches = [samples.rows(batch, first, first + 2) for first in (0, 2)]
+        trainer = make_trainer(precision, Path(folder), mesh, micro_batches)
+        for step in range(STEPS):
+            trainer.train_step(RankBatch(micro_batches, digest=(1 << 63) + step, first=0, last=63), began=0.0)
+            trainer.after_step()
+        waited_for = list(host.waited_for)
+        trainer.metrics.close()
+        weights = list(trainer.engine.module.parameters())  # type: ignore[attr-defined]
+        return {
+            "waits": host.waits,
+            "waited_for": waited_for,
+            "records": [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()],
+            "weights": sorted({f"{weight.dtype} on {weight.device}" for weight in weights}),
+        }
+
+
+def make_trainer(precision: Precision, folder: Path, mesh: Mesh, held_out: list[Batch]) -> Trainer:
+    """A trainer as train.build joins it, without what loads, saves and stops."""
+    # Here, for it takes seconds and only the subprocess needs it; engines first, which says what DeepSpeed runs on.
+    from megatrain.engines.deepspeed import DeepSpeedEngine  # isort: skip
+    import deepspeed
+
+    config = TrainConfig(
+        run_dir=str(folder),
+        max_steps=STEPS,
+        sequence_length=32,
+        model=samples.MODEL,
+        engine=EngineConfig(zero_stage=1),  # Weights stay whole: nothing that DeepSpeed cuts is missing.
+        evaluation=EvaluationConfig(every=2),
+    )
+    deepspeed.initialize = lambda model, optimizer, config: (PlainDeepSpeed(model, optimizer), config)
+    engine = DeepSpeedEngine(config.engine, precision, 2, config.optim.gradient_clip, sources=2)
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
+    absent: Any = None
+    return Trainer(
+        config=config,
+        device=device.device(),
+        mesh=mesh,
+        engine=engine,
+        loader=absent,
+        metrics=MetricStream([JsonlSink(folder / "metrics.jsonl", 0)], LAG),
+        checkpoints=absent,
+        stopping=absent,
+        events=None,
+        held_out=lambda: iter(held_out),
+        kept_state={},
+    )
+
+
+@pytest.fixture(scope="module")
+def runs() -> Any:
+    return fake_gpu.run(train)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_host_never_waits_for_the_device(runs: Any, precision: Precision) -> None:
+    assert runs[precision.value]["waits"] == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_all_is_trained_on_the_device(runs: Any, precision: Precision) -> None:
+    dtype = {Precision.bf16: "torch.bfloat16", Precision.fp32: "torch.float32"}[precision]
+    assert runs[precision.value]["weights"] == [f"{dtype} on fakegpu:0"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_metrics_arrive_late_and_in_order(runs: Any, precision: Precision) -> None:
+    """The device does nothing until it is waited for, and only for what lies LAG records back."""
+    run = runs[precision.value]
+    held_out = STEPS // 2
+    assert run["waited_for"] == [LAG] * (STEPS + held_out - LAG)
+    assert [(r["step"], "held_out_loss" in r) for r in run["records"]] == [
+        (1, False),
+        (2, False),
+        (2, True),
+        (3, False),
+        (4, False),
+        (4, True),
+        (5, False),
+    ]
+    assert all(r["loss"] == 1.0 for r in run["records"] if "loss" in r)
+
+
+WAITING: dict[str, tuple[str, Callable[[Tensor], object]]] = {
+    "item": ("aten._local_scalar_dense.default", lambda x: x.sum().item()),
+    "if": ("aten._local_scalar_dense.default", lambda x: 1 if x[0] > 0 else 0),
+    "cpu": ("aten._to_copy.default", lambda x: x.cpu()),
+    "copy to pageable memory": ("aten.copy_.default", lambda x: torch.ones(3).copy_(x, non_blocking=True)),
+    "copy from pageable memory": ("aten._to_copy.default", lambda x: torch.ones(3).to(x.device, non_blocking=True)),
+    "mask": ("aten.index.Tensor", lambda x: x[x > 0]),
+    "assignment to a mask": ("aten.index_put_.default", lambda x: x.__setitem__(x > 0, x.new_ones(2))),
+    "index on the host": ("aten.index.Tensor", lambda x: x[torch.arange(2)]),
+    "masked_select": ("aten.masked_select.default", lambda x: x.masked_select(x > 0)),
+    "nonzero": ("aten.nonzero.default", lambda x: x.nonzero()),
+    "equal": ("aten.equal.default", lambda x: torch.equal(x, x)),
+}
+"""What makes the host wait, and the operation in which it does."""
+
+
+def freely(x: Tensor) -> None:
+    """What may stand on the training path."""
+    host = torch.ones(3).pin_memory()
+    x.copy_(host, non_blocking=True)
+    y = torch.where(x > 0, x, 0.0).masked_fill(x > 1, 2.0)[torch.arange(2, device=x.device)]
+    host[:2].copy_(y, non_blocking=True)
+    y.to("cpu", non_blocking=True)
+    torch.full_like(y, 3.0).clamp_(min=1).float()
+
+
+def count() -> dict[str, Any]:
+    """The waits of each of WAITING, and what mixed devices and reading too early raise."""
+    fake_gpu.start(1)
+    found = {name: waits_of(function) for name, (_, function) in WAITING.items()}
+    return {
+        "waiting": found,
+        "free": waits_of(freely),
+        "mixed": error_of(lambda x: x + torch.ones(3)),
+        "early": error_of(lambda x: x.to("cpu", non_blocking=True)[0].item()),
+    }
+
+
+def waits_of(function: Callable[[Tensor], object]) -> list[str]:
+    with fake_gpu.tensors() as (_, host), contextlib.suppress(RuntimeError):
+        function(torch.ones(3, device=device.device()))
+    return [wait.split()[0] for wait in host.waits]
+
+
+def error_of(function: Callable[[Tensor], object]) -> str:
+    try:
+        with fake_gpu.tensors():
+            function(torch.ones(3, device=device.device()))
+    except (AssertionError, RuntimeError) as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.fixture(scope="module")
+def counted() -> Any:
+    return fake_gpu.run(count)
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_the_counter_sees(counted: Any, name: str) -> None:
+    assert counted["waiting"][name] == [WAITING[name][0]]
+
+
+def test_the_counter_lets_pass_what_costs_nothing(counted: Any) -> None:
+    assert counted["free"] == []
+
+
+def test_mixed_devices_and_early_reads_raise(counted: Any) -> None:
+    assert "same device" in counted["mixed"]
+    assert "before it has landed" in counted["early"]
