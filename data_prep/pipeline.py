@@ -4,8 +4,8 @@ The steps: find the files and cut them into units; train or load the tokenizer a
 this process writes their documents, in input order, into shards; the manifests commit the set.
 
 Design choices:
-- Workers are spawned processes that hold nothing but the tokenizer, and few units are under way at once: memory and
-  disk for what is tokenized but not yet written don't grow with the input.
+- Workers are spawned processes that hold nothing but the tokenizer and a unit, and few units are under way at once:
+  memory, and disk for what is tokenized but not yet written, don't grow with the input.
 - Documents are written in the order of the input by one process, so the bytes don't depend on `workers`.
 - DIR/.work exists from the start until the set is committed. A run that finds it clears what the other left.
 - A broken file or too many bad records leave a committed, usable set without them, and exit code 3.
@@ -15,22 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
 import os
 import shutil
-import threading
 import time
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
 from rich.console import Console
 
 from megatrain.data.format import HELD_OUT, MANIFEST, TOKENIZER, TRAIN, Manifest, id_dtype_name
 from megatrain.data_prep.config import PrepConfig, check
+from megatrain.data_prep.pool import WorkerDiedError, in_order
 from megatrain.data_prep.readers import Unit, find_files, plan, sample
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.shards import AtomicFile, write_manifest
@@ -40,8 +36,6 @@ from megatrain.data_prep.units import SPLITS, Counts, Settings, is_held_out, pre
 from megatrain.errors import DONE, GAVE_UP, GaveUp, bad_value
 
 WORK = ".work"
-UNITS_AHEAD = 2
-"""Units under way or waiting to be written, for each worker."""
 PARITY_BYTES = 1 << 20
 """Text on which tiktoken has to give the ids of tokenizers before it is used."""
 
@@ -204,41 +198,11 @@ def _tokenized(
     units: list[Unit], settings: Settings, work: Path, workers: int | None
 ) -> Generator[tuple[Unit, Counts], None, None]:
     """Prepares the units; gives them in order, each when its results lie in `work`."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(units))
-    if workers == 1:
-        for number, unit in enumerate(units):
-            yield unit, prepare(unit, number, settings, work)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    waiting: deque[tuple[Unit, Future[Counts]]] = deque()
+    prepare_one = partial(prepare, settings=settings, folder=work)
+    counts = in_order(prepare_one, list(enumerate(units)), workers or len(os.sched_getaffinity(0)))
     try:
-        for number, unit in enumerate(units):
-            waiting.append((unit, pool.submit(prepare, unit, number, settings, work)))
-            if len(waiting) >= UNITS_AHEAD * workers:
-                yield waiting[0][0], _result(*waiting.popleft())
-        while waiting:
-            yield waiting[0][0], _result(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _result(unit: Unit, future: Future[Counts]) -> Counts:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise GaveUp(
-            f"a worker process died (killed, or out of memory) while preparing {unit[0].name} or a unit after it"
-        ) from None
-
-
-def _start_worker() -> None:
-    """One thread a worker, and no worker outlives the process that started it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pa.set_cpu_count(1)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(GAVE_UP)
+        with contextlib.closing(counts):
+            yield from zip(units, counts, strict=True)
+    except WorkerDiedError as error:
+        names = " or ".join(dict.fromkeys(piece.name for piece in units[error.task]))
+        raise GaveUp(f"a worker process died (killed, or out of memory) while preparing {names}") from None

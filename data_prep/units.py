@@ -86,8 +86,9 @@ def result_path(folder: Path, number: int, split: str) -> Path:
     return folder / f"{number:08d}.{split}.arrow"
 
 
-def prepare(unit: Unit, number: int, settings: Settings, folder: Path) -> Counts:
+def prepare(numbered: tuple[int, Unit], settings: Settings, folder: Path) -> Counts:
     """Tokenizes a unit. Its documents are then in `result_path`, for each split; a broken file leaves none."""
+    number, unit = numbered
     counts = Counts()
     with ExitStack() as stack:
         files = {split: stack.enter_context(AtomicFile(result_path(folder, number, split))) for split in SPLITS}

@@ -295,7 +295,7 @@ def test_a_worker_that_dies(config: PrepConfig) -> None:
         children[0].kill()
 
     threading.Thread(target=kill_the_first_worker, daemon=True).start()
-    with pytest.raises(GaveUp, match=r"a worker process died \(killed, or out of memory\) while preparing a\.jsonl"):
+    with pytest.raises(GaveUp, match=r"a worker process died \(killed, or out of memory\) while preparing a\.jsonl$"):
         run(replace(config, workers=2))
     assert report(config)["exit_code"] == 3
     assert not multiprocessing.active_children()
