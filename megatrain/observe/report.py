@@ -14,7 +14,7 @@ import html
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,42 +141,36 @@ def charts(run: Run) -> list[Chart]:
 
 def summary(run: Run) -> list[tuple[str, str]]:
     """The table at the top: what, and its value."""
-    first, last = run.steps[0], run.steps[-1]
-    losses = _numbers(run.steps, "loss")
-    rates, seconds = _numbers(run.steps, "tokens_per_second"), _numbers(run.steps, "step_seconds")
-    held_out = _numbers(run.evaluations, "held_out_loss")
-    config = run.config
     started: dict[str, Any] = next((event for event in reversed(run.events) if "world_size" in event), {})
-    rows = [
+    config, last = run.config, run.steps[-1]
+    batch = f"{config['global_batch_size']:,} samples of {config['sequence_length']:,} tokens"
+    return [
         ("Status", _status(run.outcome)),
         ("Model", _model(config["model"])),
         ("Steps", f"{last['step']:,} of {config['max_steps']:,}"),
         ("Tokens", f"{last['tokens']:,}"),
-        ("Loss at start", f"{losses[0]:.4f} (step {first['step']})" if losses else "not finite"),
+        *_results(run),
+        ("Layout", _layout(config, started)),
+        ("Batch", f"{batch}, {config['micro_batch_size']:,} a micro-batch, {config['precision']}"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in started.get("versions", {}).items())),
     ]
-    if losses:
+
+
+def _results(run: Run) -> Iterator[tuple[str, str]]:
+    """The rows of the table that come from the metrics."""
+    if losses := _numbers(run.steps, "loss"):
         end = losses[-LAST:]
-        rows.append(("Loss at end", f"{statistics.fmean(end):.4f} (mean of the last {len(end)} steps)"))
+        yield "Loss at start", f"{losses[0]:.4f}"
+        yield "Loss at end", f"{statistics.fmean(end):.4f} (mean of the last {len(end)} steps)"
     if len(losses) < len(run.steps):
-        rows.append(("Steps without a finite loss", f"{len(run.steps) - len(losses):,}"))
-    if held_out:
-        perplexity = math.exp(min(held_out[-1], 700.0))
-        rows.append(("Held-out perplexity", f"{perplexity:,.2f} (loss {held_out[-1]:.4f})"))
-    if rates:
-        rows.append(("Tokens per second", f"{statistics.median(rates):,.0f} (median)"))
-    if seconds:
-        rows.append(("Time in steps", _duration(sum(seconds))))
-    rows.append(("Layout", _layout(config, started)))
-    rows.append(
-        (
-            "Batch",
-            f"{config['global_batch_size']:,} samples of {config['sequence_length']:,} tokens, "
-            f"{config['micro_batch_size']:,} a micro-batch, {config['precision']}",
-        )
-    )
-    if "versions" in started:
-        rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in started["versions"].items())))
-    return rows
+        yield "Steps without a finite loss", f"{len(run.steps) - len(losses):,}"
+    if evaluated := [record for record in run.evaluations if _number(record, "held_out_loss") is not None]:
+        loss = _numbers(evaluated, "held_out_loss")[-1]
+        perplexity = math.exp(min(loss, 700.0))
+        yield "Held-out perplexity", f"{perplexity:,.2f} (loss {loss:.4f} at step {evaluated[-1]['step']})"
+    if rates := _numbers(run.steps, "tokens_per_second"):
+        yield "Tokens per second", f"{statistics.median(rates):,.0f} (median)"
+    yield "Time in steps", _duration(sum(_numbers(run.steps, "step_seconds")))
 
 
 def _status(outcome: Outcome | None) -> str:
@@ -270,8 +264,8 @@ def _when(event: dict[str, Any]) -> str:
 
 def _details(event: dict[str, Any]) -> str:
     """What an event says beyond its kind, step and time."""
-    rest = {name: value for name, value in event.items() if name not in ("event", "step", "time", "versions")}
-    return ", ".join(f"{name} {value}" for name, value in rest.items())
+    shown = {name: value for name, value in event.items() if name not in ("event", "step", "time", "versions")}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value != [])
 
 
 def _duration(seconds: float) -> str:
