@@ -5,8 +5,8 @@
 Design choices:
 - Every stage is a command line that a user would type, in a process of its own; its output is in OUTPUT_DIR/logs.
 - The stop is a real SIGTERM to the launcher halfway through, and the resume is the same command again.
-- A few steps are timed first, and the length of the training follows from them: so it fits a slow machine's time, and
-  a fast machine uses its own. Between MIN_STEPS and MAX_STEPS, the most that is trained.
+- A few steps are timed first, and the length of the training follows from them (between MIN_STEPS and MAX_STEPS): so
+  the whole fits its budget on a slow machine, and a fast one doesn't end early.
 - Exit code 0: everything held. 1: a bar was missed (the loss, the time). 2: OUTPUT_DIR isn't the demo's to overwrite.
   3: a stage failed. One line says what, and names the log.
 """
@@ -34,7 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from megatrain import device
-from megatrain.errors import BAD_INPUT, BUG, DONE, GAVE_UP, STOPPED, MegatrainError
+from megatrain.errors import BAD_INPUT, BUG, DONE, GAVE_UP, STOPPED, InputError, MegatrainError
 from megatrain.observe.records import Record, read
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -91,13 +91,9 @@ class Demo:
         log = self.output / "logs" / f"{name}.log"
         log.write_text(f"$ {shlex.join(command)}\n")
         began = time.monotonic()
-        columns = (
-            TextColumn("{task.description:<9}"),
-            BarColumn(30),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}"),
-        )
-        with Progress(*columns, console=self.console) as progress, log.open("ab") as file:
+        title, state = TextColumn("{task.description:<9}"), TextColumn("{task.fields[state]}")
+        bar = Progress(title, BarColumn(30), TimeElapsedColumn(), state, console=self.console)
+        with bar as progress, log.open("ab") as file:
             task = progress.add_task(name, total=None, state="")
             with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True) as process:
                 try:
@@ -251,11 +247,9 @@ def steps_in(seconds: float, probed: list[Record]) -> int:
 
 
 def make_folder(output: Path) -> None:
-    """An empty folder of the demo's own. Raises MegatrainError for a folder that something else made."""
+    """An empty folder of the demo's own. Raises InputError for a folder that something else made."""
     if output.exists() and not (output / MARK).is_file() and (not output.is_dir() or any(output.iterdir())):
-        error = MegatrainError(f"{output} wasn't made by the demo; give another folder, or remove it")
-        error.exit_code = BAD_INPUT
-        raise error
+        raise InputError(f"{output} wasn't made by the demo; give another folder, or remove it")
     if output.exists():
         shutil.rmtree(output)
     (output / "logs").mkdir(parents=True)
