@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -18,7 +19,6 @@ from megatrain.config import ModelConfig, Norm, Precision, RopeScaling
 from megatrain.errors import GaveUp, InputError
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.transformer import Transformer
-from tests.huggingface import transformers
 from tests.tokenizer import EOS, make_tokenizer
 
 CONFIG = ModelConfig(
@@ -61,8 +61,7 @@ def export(
 def test_transformers_computes_the_same(tokenizer: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     config = replace(CONFIG, **changes)
     reader = export(tokenizer, tmp_path / "out", config)
-    hf = transformers()
-    theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ours = Transformer(config)
     for name, parameter in ours.named_parameters():
         parameter.data.copy_(reader.read("master", name, 0, parameter.numel()).view_as(parameter))
@@ -76,7 +75,7 @@ def test_transformers_computes_the_same(tokenizer: Path, tmp_path: Path, changes
 def test_the_tokenizer_comes_along(tokenizer: Path, tmp_path: Path) -> None:
     export(tokenizer, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
-    theirs = transformers().AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "the  words of Ünïcode\n\tand 汉字"
     assert theirs.encode(text) == Tokenizer.from_file(str(tokenizer)).encode(text).ids
     assert theirs.decode(theirs.encode(text)) == text
@@ -102,7 +101,7 @@ def test_large_models_become_several_files(tokenizer: Path, tmp_path: Path, monk
                 tensor = part.get_tensor(name)
                 assert tensor.dtype == torch.bfloat16
                 assert torch.equal(tensor, one.get_tensor(name))
-    model = transformers().AutoModelForCausalLM.from_pretrained(tmp_path / "many")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "many")
     assert model.dtype == torch.bfloat16
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from megatrain.__main__ import main
 from megatrain.config import Precision
@@ -14,7 +15,6 @@ from megatrain.evaluate.generate import generate, sample
 from megatrain.evaluate.loading import load_model
 from megatrain.model.transformer import Transformer
 from tests.evaluate.conftest import MODEL, Run
-from tests.huggingface import transformers
 from tests.tokenizer import load
 
 PROMPT = [5, 6, 7]
@@ -57,7 +57,7 @@ def test_the_exported_model_says_the_same(
 ) -> None:
     assert main(["export", f"checkpoint={trained.run_dir}", f"output={tmp_path / 'hf'}"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'hf'}\n"
-    theirs = transformers().AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     said = theirs.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)[0, len(PROMPT) :].tolist()
     assert text(model, temperature=0.0, eos_id=0) == [id_ for id_ in said if id_ != 0]
 
