@@ -6,18 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-distributed lint format clean
+.PHONY: demo test test-fast test-distributed test-gpu lint format clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
-test: test-fast test-distributed  ## everything that runs without a GPU
+test: test-fast test-distributed $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
+
+test-fast test-distributed: export CUDA_VISIBLE_DEVICES =  # They test the CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not distributed and not gpu"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo
 	$(PYTEST) -m "distributed and not gpu"
+
+test-gpu: $(VENV)/installed  ## what needs one GPU
+	$(PYTEST) -m gpu
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -58,11 +58,11 @@ def train(
 ) -> Curve:
     """A step for each global batch."""
     curve = Curve([], [])
-    for batch in batches:
+    for batch in (on_host.to(engine.device) for on_host in batches):
         count = (batch.targets != IGNORE).sum()
         stats = engine.accumulate(micro_batches(batch, micro_batch_size), count)
         assert stats.gradient_norm is not None
-        engine.apply(learning_rate, skip=torch.tensor(False))
+        engine.apply(learning_rate, skip=torch.zeros((), dtype=torch.bool, device=engine.device))
         curve.losses.append(float(stats.loss()))
         curve.gradient_norms.append(float(stats.gradient_norm))
     return curve
