@@ -25,7 +25,7 @@ class TokenizerConfig:
     """The token that ends a document; null: what tokenizer_config.json says, else the usual names."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ColumnsConfig:
     """Which keys of a JSON record, or columns of a Parquet file, hold what. All others become the metadata."""
 

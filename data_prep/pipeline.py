@@ -27,12 +27,21 @@ from rich.console import Console
 from megatrain.data.format import HELD_OUT, MANIFEST, TOKENIZER, TRAIN, Manifest, id_dtype_name
 from megatrain.data_prep.config import PrepConfig, check
 from megatrain.data_prep.pool import WorkerDiedError, in_order
-from megatrain.data_prep.readers import Unit, find_files, plan, sample
+from megatrain.data_prep.readers import Files, Unit, find_files, plan, sample
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.shards import AtomicFile, write_manifest
 from megatrain.data_prep.splits import SplitWriter
 from megatrain.data_prep.tokenizer import Vocabulary, load, pick_backend, train
-from megatrain.data_prep.units import SPLITS, Counts, Settings, is_held_out, prepare, result_path, results
+from megatrain.data_prep.units import (
+    SPLITS,
+    Counts,
+    Settings,
+    StoredTokenizer,
+    is_held_out,
+    prepare,
+    result_path,
+    results,
+)
 from megatrain.errors import DONE, GAVE_UP, GaveUp, bad_value
 
 WORK = ".work"
@@ -50,13 +59,12 @@ def run(config: PrepConfig) -> int:
     check(config)
     output, console = Path(config.output), Console()
     files, ignored = find_files(config.input)
-    units = plan(files, config.unit_bytes)
     _check_output(output)
-    vocabulary = _vocabulary(config, units, console)
+    vocabulary = _vocabulary(config, files, console)
     _claim(output)
     report = Report(Counts(), files=len(files), ignored_files=ignored)
     try:
-        _make_set(config, units, vocabulary, report, console)
+        _make_set(config, files, vocabulary, report, console)
     except (GaveUp, OSError) as error:
         report.exit_code, report.reason = GAVE_UP, str(error)
         report.seconds = time.monotonic() - started
@@ -98,35 +106,33 @@ def _empty(folder: Path) -> None:
         path.unlink()
 
 
-def _vocabulary(config: PrepConfig, units: list[Unit], console: Console) -> Vocabulary:
+def _vocabulary(config: PrepConfig, files: Files, console: Console) -> Vocabulary:
     """The tokenizer that was asked for, trained on nothing that is held out."""
     tokenizer = config.tokenizer
     if tokenizer.path is not None:
         return load(Path(tokenizer.path), tokenizer.eos_token)
     console.print(f"training a tokenizer of {tokenizer.vocab_size:,} ids", highlight=False)
-    documents = sample(units, config.columns, tokenizer.train_bytes)
+    documents = sample(files, config.columns, tokenizer.train_bytes)
     texts = (found.text for found in documents if not is_held_out(found.text.encode(), config.held_out_share))
     return train(texts, tokenizer.vocab_size)
 
 
-def _make_set(config: PrepConfig, units: list[Unit], vocabulary: Vocabulary, report: Report, console: Console) -> None:
+def _make_set(config: PrepConfig, files: Files, vocabulary: Vocabulary, report: Report, console: Console) -> None:
     """Everything after the output is ours. Fills `report`, and commits the set last."""
     output = Path(config.output)
-    with AtomicFile(output / TOKENIZER) as file:
-        file.write(vocabulary.data)
-    sampled = [document.text for document in sample(units, config.columns, PARITY_BYTES)]
+    units = plan(files, config.unit_bytes)
+    with AtomicFile(output / TOKENIZER) as stored:
+        stored.write(vocabulary.data)
+    sampled = [document.text for document in sample(files, config.columns, PARITY_BYTES)]
     report.backend, report.backend_reason = pick_backend(vocabulary, sampled)
-    settings = Settings(
-        tokenizer=str(output / TOKENIZER),
-        tokenizer_sha256=hashlib.sha256(vocabulary.data).hexdigest(),
+    tokenizer = StoredTokenizer(
+        path=str(output / TOKENIZER),
+        sha256=hashlib.sha256(vocabulary.data).hexdigest(),
         eos_id=vocabulary.eos_id,
         vocab_size=vocabulary.vocab_size,
         backend=report.backend,
-        columns=config.columns,
-        source=config.source,
-        language=config.language,
-        held_out_share=config.held_out_share,
     )
+    settings = Settings(tokenizer, config.columns, config.source, config.language, config.held_out_share)
     manifests = _write_shards(config, units, settings, report, console)
     report.reason = _reason(report.counts, config.max_bad_share)
     if not report.counts.documents[TRAIN]:
@@ -157,7 +163,7 @@ def _write_shards(
     config: PrepConfig, units: list[Unit], settings: Settings, report: Report, console: Console
 ) -> dict[str, Manifest]:
     """Writes all shards. The manifests of the splits that have documents, the train split's last."""
-    output, work = Path(config.output), Path(config.output) / WORK
+    output, work, tokenizer = Path(config.output), Path(config.output) / WORK, settings.tokenizer
     writers = {split: SplitWriter(output / split, config.member_bytes, config.shard_bytes) for split in SPLITS}
     total = sum(piece.size for unit in units for piece in unit)
     try:
@@ -176,15 +182,15 @@ def _write_shards(
     finally:
         for writer in writers.values():
             writer.discard()
+        report.shards = [entry for writer in writers.values() for entry in writer.entries]
         _empty(work)
-    report.shards = [entry for split in SPLITS for entry in entries[split]]
     return {
         split: Manifest(
             split=split,
-            id_dtype=id_dtype_name(settings.vocab_size),
-            vocab_size=settings.vocab_size,
-            eos_id=settings.eos_id,
-            tokenizer_sha256=settings.tokenizer_sha256,
+            id_dtype=id_dtype_name(tokenizer.vocab_size),
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.eos_id,
+            tokenizer_sha256=tokenizer.sha256,
             tokens=sum(entry.tokens for entry in entries[split]),
             documents=sum(entry.documents for entry in entries[split]),
             shards=entries[split],

@@ -12,6 +12,7 @@ Design choices:
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 from collections import deque
@@ -26,13 +27,17 @@ import pyarrow.parquet as pq
 import xxhash
 
 from megatrain.data_prep.config import ColumnsConfig
-from megatrain.errors import InputError, bad_value
+from megatrain.errors import bad_value
 
 PLAIN = (".txt", ".jsonl")
 SUFFIXES = (*PLAIN, *(plain + packed for plain in PLAIN for packed in (".gz", ".zst")), ".parquet")
 PARQUET_ROWS = 256
 """Rows decoded at once."""
 BUFFER = 1 << 20
+SPREAD = 64
+"""Units that a sample is taken from in turn."""
+MOST_SAMPLED = 1 << 16
+"""About how many units the input is cut into for a sample, at most."""
 
 
 class Document(NamedTuple):
@@ -72,12 +77,14 @@ class Piece:
 
 
 Unit = tuple[Piece, ...]
+Files = list[tuple[Path, str]]
+"""Paths, and the names that people see."""
 
 
-def find_files(pattern: str) -> tuple[list[tuple[Path, str]], int]:
+def find_files(pattern: str) -> tuple[Files, int]:
     """The files of `input` with their names, in sorted order, and how many of a folder's files were ignored.
 
-    Raises InputError if there is nothing, or if a file that was asked for has an unknown suffix.
+    Raises InputError if there is nothing, if all files are empty, or if one that was asked for has an unknown suffix.
     """
     path = Path(pattern)
     if pattern and path.exists():
@@ -86,7 +93,10 @@ def find_files(pattern: str) -> tuple[list[tuple[Path, str]], int]:
         fixed = min((pattern.index(sign) for sign in "*?[" if sign in pattern), default=len(pattern))
         below = pattern.rfind("/", 0, fixed) + 1
         root = Path(pattern[:below])
-        matches = list(root.glob(pattern[below:])) if pattern[below:] else []
+        try:
+            matches = list(root.glob(pattern[below:])) if pattern[below:] else []
+        except ValueError as error:
+            raise bad_value("input", pattern, str(error)) from None
     files, ignored = set(), 0
     for match in matches:
         if not match.is_dir():
@@ -100,11 +110,13 @@ def find_files(pattern: str) -> tuple[list[tuple[Path, str]], int]:
         ignored += len(inside) - len(known)
     if not files:
         raise bad_value("input", pattern, f"no file there with one of the suffixes {', '.join(SUFFIXES)}")
+    if not any(file.stat().st_size for file in files):
+        raise bad_value("input", pattern, f"all {len(files)} files there are empty")
     return [(file, file.relative_to(root).as_posix()) for file in sorted(files)], ignored
 
 
-def plan(files: list[tuple[Path, str]], unit_bytes: int) -> list[Unit]:
-    """Cuts the input into units of about `unit_bytes`, in order. Raises InputError if all files are empty."""
+def plan(files: Files, unit_bytes: int) -> list[Unit]:
+    """Cuts the input into units of about `unit_bytes`, in order."""
     units: list[Unit] = []
     pieces: list[Piece] = []
     filled = 0
@@ -116,8 +128,6 @@ def plan(files: list[tuple[Path, str]], unit_bytes: int) -> list[Unit]:
             pieces.append(piece)
             filled += piece.size
     units.append(tuple(pieces))
-    if not any(piece.size for unit in units for piece in unit):
-        raise InputError(f"input: all {len(files)} files are empty, the first is {files[0][0]}")
     return units
 
 
@@ -156,20 +166,23 @@ def read(piece: Piece, columns: ColumnsConfig) -> Iterator[Document | Problem]:
     return _read_txt(piece)
 
 
-def sample(units: list[Unit], columns: ColumnsConfig, limit: int, spread: int = 64) -> Iterator[Document]:
+def sample(files: Files, columns: ColumnsConfig, limit: int) -> Iterator[Document]:
     """Documents of about `limit` bytes from all over the input, always the same ones; problems are passed over.
 
-    Units are visited in hashed order, `spread` of them in turn, a share of `limit` at a time.
+    The input is cut finer than for work. The units are visited in hashed order, SPREAD of them in turn, each for a
+    small share of `limit`. Files aren't checked first, so a broken one may give what comes before its break.
     """
+    total = sum(path.stat().st_size for path, _ in files)
+    turn = max(limit // (2 * SPREAD), 1)
+    units = plan(files, max(turn, total // MOST_SAMPLED))
     waiting = iter(sorted(units, key=lambda unit: xxhash.xxh3_64_intdigest(f"{unit[0].name}:{unit[0].start}".encode())))
-    reading = deque(_documents(unit, columns) for unit in islice(waiting, spread))
-    turn = max(limit // (2 * spread), 1)
+    reading = deque(_documents(unit, columns) for unit in islice(waiting, SPREAD))
     while reading and limit > 0:
         documents, taken = reading.popleft(), 0
         for document in documents:
             yield document
             taken += len(document.text.encode())
-            if taken >= min(turn, limit):
+            if taken >= turn:
                 reading.append(documents)
                 break
         else:
@@ -179,11 +192,8 @@ def sample(units: list[Unit], columns: ColumnsConfig, limit: int, spread: int = 
 
 def _documents(unit: Unit, columns: ColumnsConfig) -> Iterator[Document]:
     for piece in unit:
-        try:
-            check(piece)
+        with contextlib.suppress(BrokenFileError, OSError, pa.ArrowException):  # named when its unit is prepared
             yield from (found for found in read(piece, columns) if isinstance(found, Document))
-        except BrokenFileError:
-            continue  # named when its unit is prepared
 
 
 def _open(piece: Piece) -> BinaryIO:

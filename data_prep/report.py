@@ -43,8 +43,9 @@ class Meter:
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             columns = (TextColumn("preparing"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[documents]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console).__enter__()
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
             self._task = self._bar.add_task("", total=self._total, documents="")
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:

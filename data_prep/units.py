@@ -35,14 +35,21 @@ BATCH_CHARACTERS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `prepare` needs besides the unit. `tokenizer` is the path of the set's tokenizer.json."""
+class StoredTokenizer:
+    """The tokenizer.json of a set, where it lies, and what encodes by it."""
 
-    tokenizer: str
-    tokenizer_sha256: str
+    path: str
+    sha256: str
     eos_id: int
     vocab_size: int
     backend: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` needs besides the unit."""
+
+    tokenizer: StoredTokenizer
     columns: ColumnsConfig
     source: str | None
     language: str | None
@@ -132,7 +139,7 @@ def _batches(unit: Unit, settings: Settings, counts: Counts) -> Iterator[list[Do
 
 def _tokenize(documents: list[Document], settings: Settings, counts: Counts) -> dict[str, pa.RecordBatch]:
     """Documents as a batch for each split that has any."""
-    encoded = _encoder(settings).encode([document.text for document in documents])
+    encoded = _encoder(settings.tokenizer).encode([document.text for document in documents])
     chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
     for index, document in enumerate(documents):
         text = document.text.encode()
@@ -167,12 +174,11 @@ def is_held_out(text: bytes, share: float) -> bool:
 
 
 def _schema(settings: Settings) -> pa.Schema:
-    id_type = pa.from_numpy_dtype(np.dtype(id_dtype_name(settings.vocab_size)))
+    id_type = pa.from_numpy_dtype(np.dtype(id_dtype_name(settings.tokenizer.vocab_size)))
     return pa.schema([("ids", pa.large_list(id_type)), *METADATA])
 
 
 @lru_cache(maxsize=1)
-def _encoder(settings: Settings) -> Encoder:
+def _encoder(stored: StoredTokenizer) -> Encoder:
     """Made once a process."""
-    vocabulary = Vocabulary(Path(settings.tokenizer).read_bytes(), settings.eos_id, settings.vocab_size)
-    return Encoder(vocabulary, settings.backend)
+    return Encoder(Vocabulary(Path(stored.path).read_bytes(), stored.eos_id, stored.vocab_size), stored.backend)

@@ -20,6 +20,7 @@ import pytest
 import xxhash
 from tokenizers import Tokenizer
 
+from megatrain.compose import compose
 from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
 from megatrain.data_prep.config import PrepConfig, TokenizerConfig
 from megatrain.data_prep.pipeline import run
@@ -278,6 +279,7 @@ def test_no_space_left(config: PrepConfig, tmp_path: Path) -> None:
     assert "train/shard-000000.tar" in kept
     assert not any("partial" in name or "manifest" in name or ".work" in name for name in kept)
     assert report(config)["reason"].endswith("File too large")
+    assert report(config)["shards"] == sum(name.endswith(".tar") for name in kept)
 
     assert run(config) == 0  # there is space now: what is left of the first run is no obstacle
     whole = replace(config, output=str(tmp_path / "whole"))
@@ -299,3 +301,10 @@ def test_a_worker_that_dies(config: PrepConfig) -> None:
         run(replace(config, workers=2))
     assert report(config)["exit_code"] == 3
     assert not multiprocessing.active_children()
+
+
+def test_every_key_can_be_given_on_the_command_line() -> None:
+    arguments = ["input=in", "output=out", "tokenizer.vocab_size=9", "columns.text=content", "workers=3"]
+    composed = compose("prep", arguments)
+    assert isinstance(composed, PrepConfig)
+    assert (composed.tokenizer.vocab_size, composed.columns.text, composed.workers) == (9, "content", 3)

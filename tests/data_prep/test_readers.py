@@ -153,8 +153,10 @@ def test_unknown_suffix_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"input=.*a\.csv: the suffix is none of \.txt"):
         find_files(str(tmp_path / "*.csv"))
     (tmp_path / "a.txt").touch()
-    with pytest.raises(InputError, match=r"all 1 files are empty, the first is .*a\.txt"):
-        plan(find_files(str(tmp_path))[0], 1000)
+    with pytest.raises(InputError, match=r"input=.*: all 1 files there are empty"):
+        find_files(str(tmp_path))
+    with pytest.raises(InputError, match=r"input=a\*\*/b: Invalid pattern"):
+        find_files("a**/b")
 
 
 def test_small_files_share_a_unit_and_large_jsonl_is_cut(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_small_files_share_a_unit_and_large_jsonl_is_cut(tmp_path: Path) -> None
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=40).filter(lambda text: not text.isspace())), st.integers(1, 60))
 def test_cutting_a_jsonl_loses_and_repeats_nothing(
     tmp_path_factory: pytest.TempPathFactory, rows: list[str], size: int
@@ -196,9 +198,10 @@ def test_a_sample_is_from_all_over_the_input(tmp_path: Path) -> None:
     for name in range(10):
         (tmp_path / f"{name}.jsonl").write_bytes(lines(*({"text": f"{name}" * 100} for _ in range(100))))
     (tmp_path / "broken.jsonl.gz").write_bytes(b"x")
-    units = plan(find_files(str(tmp_path))[0], 1000)
-    taken = [document.text for document in sample(units, COLUMNS, 20_000)]
-    assert 200 <= len(taken) <= 210
-    assert {text[0] for text in taken} == set("0123456789")
-    assert taken == [document.text for document in sample(units, COLUMNS, 20_000)]
-    assert len(list(sample(units, COLUMNS, 10**9))) == 1000
+    files = find_files(str(tmp_path))[0]
+    taken = list(sample(files, COLUMNS, 20_000))
+    assert 190 <= len(taken) <= 210
+    assert {document.text[0] for document in taken} == set("0123456789")
+    assert len({document.id for document in taken}) == len(taken)
+    assert taken == list(sample(files, COLUMNS, 20_000))
+    assert len({document.id for document in sample(files, COLUMNS, 10**9)}) == 1000

@@ -65,7 +65,7 @@ def members_of(folder: Path, entry: ShardEntry) -> list[Member]:
     return [Member(**member) for member in index["members"]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60),
     batches=st.tuples(st.integers(1, 60), st.integers(1, 60)),
