@@ -183,9 +183,8 @@ def _one_line(error: BaseException, overrides: list[str]) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "Check"))]
     sentence = " ".join(told)
-    given = next(
-        (o.lstrip("+") for o in overrides if full_key and o.lstrip("+").partition("=")[0] == full_key), full_key
-    )
+    # Of a key that is given twice the last one counts.
+    given = next((o.lstrip("+") for o in reversed(overrides) if o.lstrip("+").partition("=")[0] == full_key), full_key)
     if "Available options in" in sentence:
         group = sentence.split("Available options in '")[1].split("'")[0]
         begin = told.index(f"Available options in '{group}':") + 1

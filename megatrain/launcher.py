@@ -4,7 +4,8 @@ Design choices:
 - Ranks are started through torchrun's elastic API, but the code comes from outcome.json: torchrun turns every
   worker's code into 1, and starts a configuration error again.
 - A request to stop is passed on to the ranks, which agree on a step, save and end; the elastic agent would kill them
-  after 30 seconds.
+  after 30 seconds. It reaches ranks that are still starting too: they begin with these signals blocked, and take what
+  has come when they are ready for it.
 - No torch until the configuration has been checked: a wrong key is answered in a second.
 """
 
@@ -14,15 +15,24 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from megatrain import checks
 from megatrain.config import TrainConfig
 from megatrain.errors import BUG, DONE, STOPPED
 from megatrain.resilience.outcome import clear_outcome, read_outcome, write_outcome
 from megatrain.resilience.stopping import SIGNALS
+
+FORWARD_SECONDS = 0.2
+"""How often a rank that has not been told to stop is looked for."""
+MEETING_SECONDS = 5.0
+"""How long after a request to stop the launcher still waits for other nodes."""
+SURVIVOR_SECONDS = 10
+"""How long the other ranks may take to end once one has failed."""
 
 
 def run(config: TrainConfig, arguments: Sequence[str]) -> int:
@@ -31,11 +41,11 @@ def run(config: TrainConfig, arguments: Sequence[str]) -> int:
     processes = config.launch.processes or _accelerators() or 1
     checks.check_ranks(config, processes * config.launch.nodes)
     run_dir = Path(config.run_dir)
+    requests = _Requests(run_dir, config.launch.nodes)
     run_dir.mkdir(parents=True, exist_ok=True)
     clear_outcome(run_dir)
-    forwarding = _Forwarding()
-    failed = _launch(config, processes, arguments)
-    return _exit_code(run_dir, failed, forwarding.received)
+    failed = _launch(config, processes, arguments, requests)
+    return _exit_code(run_dir, failed, requests.received)
 
 
 def _accelerators() -> int:
@@ -44,24 +54,50 @@ def _accelerators() -> int:
     return device.count()
 
 
-class _Forwarding:
-    """Passes requests to stop on to the ranks. They ignore a second one."""
+class _Requests:
+    """Passes the first request to stop on to the ranks; they ignore further ones.
 
-    def __init__(self) -> None:
+    received: the signal's name, None so far.
+    """
+
+    def __init__(self, run_dir: Path, nodes: int) -> None:
         self.received: str | None = None
+        self._run_dir = run_dir
+        self._nodes = nodes
+        # Python writes the number of each signal that has a handler into the pipe, whatever the main thread is doing.
+        signals, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
         for number in SIGNALS:
-            signal.signal(number, self._forward)
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._forward, args=(signals,), name="requests", daemon=True).start()
+        # The main thread starts the ranks, and they inherit this; the new thread stays open to the signals.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
+    def _forward(self, signals: int) -> None:
+        """Waits for a request, then tells every rank there is and every one that still appears."""
         import psutil
 
+        while (number := os.read(signals, 1)[0]) not in SIGNALS:
+            pass
         self.received = signal.Signals(number).name
-        for child in psutil.Process().children():
-            child.send_signal(number)
+        waits_until = time.monotonic() + MEETING_SECONDS
+        told: set[int] = set()
+        while True:
+            for rank in psutil.Process().children():
+                if rank.pid not in told:
+                    with suppress(psutil.NoSuchProcess):
+                        rank.send_signal(number)
+                    told.add(rank.pid)
+            if not told and self._nodes > 1 and time.monotonic() > waits_until:
+                # The main thread waits for the other nodes, which may never come.
+                os._exit(_exit_code(self._run_dir, None, self.received))
+            time.sleep(FORWARD_SECONDS)
 
 
-def _launch(config: TrainConfig, processes: int, arguments: Sequence[str]) -> int | None:
+def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests) -> int | None:
     """Runs the ranks to their end. None if all ended well, else the exit code of the one that failed first."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -79,7 +115,12 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str]) -> in
         monitor_interval=0.1,
         # Requests to stop are ours; what is left means that nobody is there any more.
         signals_to_handle="SIGHUP,SIGQUIT",
+        shutdown_timeout=SURVIVOR_SECONDS,
+        # Ranks write to the terminal; without this every start leaves an empty folder in /tmp.
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
+    if requests.received:
+        return None
     try:
         elastic_launch(launch, sys.executable)("-u", "-m", "megatrain.train", *arguments)
     except ChildFailedError as error:
@@ -90,16 +131,19 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str]) -> in
 
 def _exit_code(run_dir: Path, failed: int | None, received: str | None) -> int:
     """The run's exit code: what a rank has said, else what can be told from outside."""
+    if failed is None:
+        # Another node's ranks write the outcome where run_dir isn't shared.
+        code, reason = (STOPPED, f"{received} before the first step") if received else (DONE, "")
+    elif failed < 0:
+        code, reason = BUG, f"a rank was killed by signal {-failed}"
+        # Printed even where there is an outcome: the other ranks only see that this one is gone.
+        print(f"megatrain train: {reason}", file=sys.stderr)
+    else:
+        code, reason = failed, f"a rank ended with exit code {failed}"
     outcome = read_outcome(run_dir)
     if outcome is not None:
         return outcome.exit_code
-    if received is not None:
-        write_outcome(run_dir, STOPPED, f"{received} before the first step", step=None, rank=None)
-        return STOPPED
-    if failed is None:
-        return DONE  # Another node's ranks write the outcome where run_dir isn't shared.
-    code = failed if failed > 0 else BUG
-    reason = f"a rank ended with exit code {failed}" if failed >= 0 else f"a rank was killed by signal {-failed}"
-    print(f"megatrain train: {reason}", file=sys.stderr)
-    write_outcome(run_dir, code, reason, step=None, rank=None)
+    if reason:
+        with suppress(OSError):  # Perhaps there is no space for it.
+            write_outcome(run_dir, code, reason, step=None, rank=None)
     return code

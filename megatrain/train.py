@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import psutil
 import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
@@ -49,7 +50,7 @@ from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement
 from megatrain.resilience.files import write_whole
-from megatrain.resilience.outcome import write_outcome
+from megatrain.resilience.outcome import clear_outcome, write_outcome
 from megatrain.resilience.stopping import StopAgreement, StopSignal
 from megatrain.trainer import Trainer
 
@@ -73,21 +74,27 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        # Under plain torchrun nobody has; another rank of this start may have failed already.
+        clear_outcome(run_dir, before=psutil.Process().create_time())
     try:
         where = device.start(TIMEOUT_SECONDS, config.deterministic)
         checks.check_ranks(config, dist.get_world_size())
         trainer = build(config, where, stop)
         reason = train(trainer)
+        step = trainer.step
+        write_outcome(run_dir, STOPPED if reason else DONE, reason or f"step {step} of {config.max_steps}", step, rank)
+        device.finish()
     except Exception as error:
         return _failed(error, run_dir, rank)
-    step = trainer.step
-    write_outcome(run_dir, STOPPED if reason else DONE, reason or f"step {step} of {config.max_steps}", step, rank)
-    device.finish()
     return DONE
 
 
 def _failed(error: Exception, run_dir: Path, rank: int) -> int:
-    """Says why this rank failed, in outcome.json and on the terminal; its exit code."""
+    """Says why this rank failed, in outcome.json and on the terminal; its exit code.
+
+    Only the first rank that fails has something to say: the others see no more than that it is gone.
+    """
     no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = error.exit_code if isinstance(error, MegatrainError) else GAVE_UP if no_space else BUG
     reason = f"{type(error).__name__}: {error}" if code == BUG else str(error)
@@ -95,7 +102,7 @@ def _failed(error: Exception, run_dir: Path, rank: int) -> int:
         first = write_outcome(run_dir, code, " ".join(reason.split()), None, rank)
     except OSError:
         first = True  # No space even for this: the terminal has it, and the launcher takes the exit code.
-    if code == BUG:
+    if first and code == BUG:
         traceback.print_exception(error)
     elif first:
         print(f"megatrain train: {reason}", file=sys.stderr)

@@ -9,6 +9,7 @@ Design choices:
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ def read_outcome(run_dir: Path) -> Outcome | None:
         return None
 
 
-def clear_outcome(run_dir: Path) -> None:
-    """Removes the outcome of an earlier start. One process does it, before the ranks start."""
-    (run_dir / OUTCOME).unlink(missing_ok=True)
+def clear_outcome(run_dir: Path, before: float = math.inf) -> None:
+    """Removes the outcome of an earlier start, one from before `before`, seconds since 1970. One process does it."""
+    outcome = read_outcome(run_dir)
+    if outcome is not None and outcome.time < before:
+        (run_dir / OUTCOME).unlink()

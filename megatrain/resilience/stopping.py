@@ -27,9 +27,13 @@ class StopSignal:
         self.name: str | None = None
 
     def install(self) -> None:
-        """Handles SIGTERM, SIGUSR1 and SIGINT, from the main thread. A second call changes nothing."""
+        """Handles SIGTERM, SIGUSR1 and SIGINT, from the main thread. A second call changes nothing.
+
+        What came before while the signals were blocked, as the launcher starts its ranks, counts from here on.
+        """
         for number in SIGNALS:
             signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.name is None:

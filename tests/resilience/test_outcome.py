@@ -50,3 +50,11 @@ def test_the_next_start_begins_without_one(tmp_path: Path) -> None:
     clear_outcome(tmp_path)
     assert read_outcome(tmp_path) is None
     assert write_outcome(tmp_path, DONE, "finished", 10, rank=0)
+
+
+def test_a_rank_clears_only_what_is_older_than_itself(tmp_path: Path) -> None:
+    write_outcome(tmp_path, GAVE_UP, "full", None, rank=1)
+    clear_outcome(tmp_path, before=time.time() - 60)
+    assert read_outcome(tmp_path) is not None
+    clear_outcome(tmp_path, before=time.time() + 60)
+    assert read_outcome(tmp_path) is None
