@@ -46,7 +46,7 @@ def device() -> torch.device:
 
 
 def backend() -> str:
-    """The torch.distributed backend for tensors on `device()`; the CPU's gloo beside it carries host tensors."""
+    """The torch.distributed backend for tensors on `device()`. What ranks agree on besides goes over the CPU store."""
     return "nccl" if accelerator() == "cuda" else "gloo"
 
 
