@@ -106,6 +106,26 @@ def _type_of(schema: Any, key: str) -> tuple[Any, bool]:
     return kind, within_dict
 
 
+def _make_entries(node: Any, kind: Any, key: Sequence[str]) -> None:
+    """Makes, with their defaults, the dataclasses within `node` that a key goes through: entries of a dict, and what is
+    null by default. Hydra sets fields of what is there, and makes nothing.
+
+    node: an instance of `kind`.
+    """
+    name, *rest = key
+    if not rest or _type_of(kind, name)[0] is None:
+        return
+    inner = next(a for a in _alternatives(_type_of(kind, name)[0]) if a is not type(None))
+    found = node.get(name) if isinstance(node, dict) else getattr(node, name)
+    if found is None and dataclasses.is_dataclass(inner):
+        found = inner()
+        if isinstance(node, dict):
+            node[name] = found
+        else:
+            setattr(node, name, found)
+    _make_entries(found, inner, rest)
+
+
 def _alternatives(kind: Any) -> tuple[Any, ...]:
     """The members of a union, else the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
@@ -153,7 +173,10 @@ def _run_hydra(command: str, overrides: list[str], schema: type) -> Any:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    node = schema()
+    for override in overrides:
+        _make_entries(node, schema, override.lstrip("+").partition("=")[0].split("."))
+    ConfigStore.instance().store(name=f"{command}_schema", node=node)
     composed: list[DictConfig] = []
 
     def keep(config: DictConfig) -> None:
