@@ -28,6 +28,7 @@ from megatrain.config import ModelConfig, ReportConfig
 from megatrain.errors import DONE, bad_value
 from megatrain.model.spec import parameter_count
 from megatrain.observe.records import Record, read, without_secrets
+from megatrain.observe.sinks import duration
 from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import Outcome, read_outcome
 
@@ -170,7 +171,7 @@ def _results(run: Run) -> Iterator[tuple[str, str]]:
         yield "Held-out perplexity", f"{perplexity:,.2f} (loss {loss:.4f} at step {evaluated[-1]['step']})"
     if rates := _numbers(run.steps, "tokens_per_second"):
         yield "Tokens per second", f"{statistics.median(rates):,.0f} (median)"
-    yield "Time in steps", _duration(sum(_numbers(run.steps, "step_seconds")))
+    yield "Time in steps", duration(sum(_numbers(run.steps, "step_seconds")))
 
 
 def _status(outcome: Outcome | None) -> str:
@@ -266,9 +267,3 @@ def _details(event: dict[str, Any]) -> str:
     """What an event says beyond its kind, step and time."""
     shown = {name: value for name, value in event.items() if name not in ("event", "step", "time", "versions")}
     return ", ".join(f"{name} {value}" for name, value in shown.items() if value != [])
-
-
-def _duration(seconds: float) -> str:
-    """h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -7,6 +7,7 @@ Design choices:
 - W&B starts in a thread: importing and starting it takes 0.7 s offline (measured on two cores) and as long as the
   network likes online, and the first record is needed only after the first step. What can be wrong with the request
   itself is found in the constructor.
+- W&B that is lost later (its process was killed, say) is said once, and doesn't end the training.
 - A resumed W&B run keeps its id. W&B is append-only, so steps that were trained twice after a crash appear twice there.
 """
 
@@ -18,6 +19,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -110,6 +112,7 @@ class ConsoleSink:
             self.progress = Progress(*columns, console=self.console)
             self.task = self.progress.add_task("starting", total=max_steps)
             self.progress.start()
+            self.console.show_cursor(True)  # which a run that is killed couldn't bring back
 
     def write(self, record: Record) -> None:
         step = record["step"]
@@ -143,7 +146,7 @@ class ConsoleSink:
             if isinstance(value := record.get(name), int | float)
         ]
         if self.step_seconds is not None:
-            parts.append(f"left {_duration((self.max_steps - step) * self.step_seconds)}")
+            parts.append(f"left {duration((self.max_steps - step) * self.step_seconds)}")
         return "  ".join([*parts, self.held_out]).rstrip()
 
     def flush(self) -> None:
@@ -154,7 +157,7 @@ class ConsoleSink:
             self.progress.stop()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
@@ -196,18 +199,33 @@ class WandbSink:
     def __init__(self, config: TrainConfig, run_dir: Path, run_id: str) -> None:
         if config.logger.wandb.mode is WandbMode.online:
             _check_wandb_login()
+        self.lost = False
         starter = ThreadPoolExecutor(1, "wandb")
         self.run: Future[wandb.Run] = starter.submit(_start_wandb, config, run_dir, run_id)
         starter.shutdown(wait=False)
 
     def write(self, record: Record) -> None:
-        self.run.result().log({name: value for name, value in record.items() if isinstance(value, int | float)})
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        self._tell(lambda run: run.log(numbers))
 
     def flush(self) -> None:
         """W&B writes in a process of its own, which outlives a crash of this one."""
 
     def close(self) -> None:
-        self.run.result().finish()
+        self._tell(lambda run: run.finish())
+
+    def _tell(self, what: Callable[[wandb.Run], None]) -> None:
+        """Does `what` with the run, unless W&B was lost. An error of its start is the run's own."""
+        run = self.run.result()
+        if self.lost:
+            return
+        try:
+            what(run)
+        except Exception as error:  # whatever its client raises: a view that is gone doesn't end the training
+            self.lost = True
+            print(
+                f"megatrain train: W&B is lost ({error}); training goes on, metrics.jsonl has it all", file=sys.stderr
+            )
 
 
 def _check_wandb_login() -> None:
@@ -226,18 +244,22 @@ def _start_wandb(config: TrainConfig, run_dir: Path, run_id: str) -> wandb.Run:
     """Starts the run: quiet, no code and no console output uploaded, `step` as the axis of every metric."""
     import wandb
 
-    run = wandb.init(
-        dir=run_dir,
-        id=run_id,
-        resume="allow",
-        mode=config.logger.wandb.mode.value,
-        project=config.logger.wandb.project,
-        entity=config.logger.wandb.entity,
-        name=config.logger.wandb.name or run_dir.resolve().name,
-        tags=config.logger.wandb.tags,
-        config=without_secrets(plain(config)),
-        settings=wandb.Settings(silent=True, console="off", disable_code=True),
-    )
+    wanted = config.logger.wandb
+    try:
+        run = wandb.init(
+            dir=run_dir,
+            id=run_id,
+            resume="allow",
+            mode=wanted.mode.value,
+            project=wanted.project,
+            entity=wanted.entity,
+            name=wanted.name or run_dir.resolve().name,
+            tags=wanted.tags,
+            config=without_secrets(plain(config)),
+            settings=wandb.Settings(silent=True, console="off", disable_code=True),
+        )
+    except wandb.Error as error:
+        raise bad_value("logger.wandb.mode", wanted.mode.value, " ".join(str(error).split())) from error
     run.define_metric("*", step_metric="step")
     return run
 

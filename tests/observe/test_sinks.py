@@ -151,8 +151,37 @@ def test_an_offline_wandb_run_is_real_keeps_its_id_on_resume_and_holds_no_key(
     assert capfd.readouterr() == ("", "")
 
 
+def run_alone(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program with a W&B of its own: this process has started one, and tells its children through WANDB_*."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_wandb_that_is_lost_is_said_once_and_the_run_goes_on(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+import psutil
+from megatrain.config import TrainConfig
+from megatrain.observe.sinks import WandbSink
+sink = WandbSink(TrainConfig(max_steps=9), Path({str(tmp_path)!r}), "5eed0004")
+sink.write({{"step": 1, "loss": 2.0}})
+children = psutil.Process().children(recursive=True)
+for child in children:
+    child.kill()
+psutil.wait_procs(children)
+while not sink.lost:
+    sink.write({{"step": 2, "loss": 2.0}})
+sink.write({{"step": 3, "loss": 2.0}})
+sink.close()
+print("went on")
+"""
+    done = run_alone(program)
+    assert done.stdout == "went on\n"
+    assert done.stderr.count("megatrain train: W&B is lost") == 1
+
+
 def test_wandb_online_without_a_login_is_an_error(tmp_path: Path) -> None:
-    # W&B reads its environment once a process, and another test has started it in this one.
     program = f"""
 from pathlib import Path
 from megatrain.config import TrainConfig, WandbMode
@@ -161,9 +190,7 @@ config = TrainConfig(max_steps=1)
 config.logger.wandb.mode = WandbMode.online
 WandbSink(config, Path({str(tmp_path)!r}), "5eed0002")
 """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment["NETRC"] = str(tmp_path / "netrc")
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = run_alone(program, NETRC=str(tmp_path / "netrc"))
     assert "InputError: logger.wandb.mode=online: not logged in; use `wandb login`" in done.stderr
     assert not (tmp_path / "wandb").exists()
 
