@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-distributed test-gpu lint format clean
+.PHONY: demo test test-fast test-distributed test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
@@ -32,6 +32,12 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed  ## docs/configuration.md, from the typed configuration
+	$(BIN)/python docs/generate_configuration.py
+
+benchmarks: $(VENV)/installed  ## each prints a table, and fails when a bar doesn't hold
+	for name in loader prep train_step; do $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean:
 	rm -rf $(VENV) demo_output build dist *.egg-info

@@ -33,9 +33,9 @@ HEAD = """# Configuration
 Every key of every command. Written by `make docs` from `megatrain/config.py` and `data_prep/config.py`; a test fails
 when it is out of date.
 
-Arguments are `key=value`. `megatrain COMMAND --help` prints a command's keys and presets, `megatrain COMMAND ... --cfg job`
-what a command line resolves to, without running it. An unknown key or a value of a wrong type is an error in one line,
-with exit code 2. "needed" means that there is no default.
+Arguments are `key=value`. `megatrain COMMAND --help` prints a command's keys and presets, `megatrain COMMAND ...
+--cfg job` what a command line resolves to, without running it. An unknown key or a value of a wrong type is an error in
+one line, with exit code 2. "needed" means that there is no default.
 """
 
 
@@ -108,7 +108,7 @@ def _is_optional(hint: Any) -> bool:
 def _group(hint: Any) -> type | None:
     """The dataclass that a field holds, or a dict's values do."""
     candidates = get_args(hint)[1:] if get_origin(hint) is dict else _alternatives(hint)
-    return next((each for each in candidates if dataclasses.is_dataclass(each)), None)
+    return next((each for each in candidates if isinstance(each, type) and dataclasses.is_dataclass(each)), None)
 
 
 def _type(hint: Any) -> str:
@@ -127,7 +127,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _own_default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def _show(value: Any) -> str:

@@ -1,0 +1,78 @@
+"""Benchmarks: a real one at a tiny size, the JSON they write, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import common, loader, prep
+from megatrain.data_prep import tokenizer
+
+
+@pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.7, 1)])
+def test_a_bar_that_does_not_hold_is_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float, code: int
+) -> None:
+    def measure(arguments: argparse.Namespace) -> common.Result:
+        rows = [common.row("ours", [1.0, 3.0, 2.0], [1.0], "MB/s")]
+        return common.Result(rows, [common.Bar("speed", value, 0.8), common.Bar("size", arguments.size, 4)])
+
+    file = tmp_path / "result.json"
+    assert common.main("A benchmark", measure, ["--json", str(file)], size=4) == code
+    written = json.loads(file.read_text())
+    assert set(written) == {"machine", "versions", "rows", "bars"}
+    assert written["rows"] == [{"contender": "ours", "MB/s": 2.0, "lowest": 1.0, "highest": 3.0, "ratio": 2.0}]
+    assert written["bars"] == [
+        {"name": "speed", "value": value, "target": 0.8, "holds": code == 0},
+        {"name": "size", "value": 4, "target": 4, "holds": True},
+    ]
+    assert written["machine"]["cores"] >= 1
+    assert written["versions"]["torch"] == torch.__version__
+    assert ("DOESN'T HOLD" in capsys.readouterr().out) == (code == 1)
+
+
+def test_contenders_take_turns() -> None:
+    order = []
+
+    def contender(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    rates = common.take_turns({"a": lambda: contender("a"), "b": lambda: contender("b")}, rounds=2)
+    assert order == ["a", "b", "a", "b"]
+    assert rates == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
+
+
+def test_the_loader_is_measured_at_both_lengths(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    code = common.main("", loader.measure, ["--json", str(file), "--rounds", "1"], tokens=200_000, rounds=5)
+    written = json.loads(file.read_text())
+    assert code == (0 if written["bars"][0]["holds"] else 1)
+    assert [row["S"] for row in written["rows"]] == [512] * 3 + [2048] * 3
+    assert all(row["Mtok/CPU s"] > 0 for row in written["rows"])
+
+
+def test_readers_read_the_same_tokens(tmp_path: Path) -> None:
+    """No contender is fast by reading less: up to the ends of members and units, all give all tokens."""
+    shards = loader.make_set(tmp_path, 300_000)
+    flat = loader.write_flat(shards, tmp_path / "tokens.bin")
+    stored = shards.manifest.tokens / 1e6
+    amounts = [
+        loader.read_memmap(flat, 512),
+        loader.read_webdataset(shards.path(0), 512),
+        loader.read_loader(tmp_path, 512),
+    ]
+    assert amounts == pytest.approx([stored] * 3, abs=512 * 2 / 1e6)
+
+
+def test_prep_and_its_peer_make_the_same_tokens(tmp_path: Path) -> None:
+    assert prep.write_text(tmp_path / "text.jsonl", 50_000) >= 50_000
+    vocabulary = tokenizer.train(prep.read_text(tmp_path / "text.jsonl"), 400)
+    (tmp_path / "tokenizer.json").write_bytes(vocabulary.data)
+    tokens = prep.prep(tmp_path)
+    assert tokens > 0
+    assert [prep.encode(tmp_path, vocabulary.eos_id, method) for method in prep.METHODS] == [tokens, tokens]
