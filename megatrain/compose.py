@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import re
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -33,9 +34,6 @@ SCHEMAS = {
     "inspect": "megatrain.config:InspectConfig",
 }
 """The dataclass of each command's configuration."""
-
-HYDRA_OPTIONS = ("--help", "-h", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i")
-"""What may stand among the arguments besides key=value; Hydra answers them."""
 
 
 def compose(command: str, arguments: Sequence[str]) -> Any:
@@ -66,27 +64,37 @@ def plain(config: Any) -> Any:
 
 def _overrides(arguments: Sequence[str], schema: type) -> Iterator[str]:
     """The arguments as Hydra's grammar wants them. Raises InputError for one that isn't a key=value of `schema`."""
-    answered_by_hydra = False
-    for argument in arguments:
+    words = iter(arguments)
+    for argument in words:
         key, equals, value = argument.partition("=")
-        if argument.startswith("-"):
-            if argument not in HYDRA_OPTIONS:
-                raise InputError(f"{argument}: no such option; arguments are key=value, or --help, --cfg job")
-            answered_by_hydra = argument in ("--cfg", "-c", "--info", "-i", "--package", "-p")
+        if argument in ("--help", "-h"):
             yield argument
-        elif not equals:
-            if not answered_by_hydra:
-                raise InputError(f"{argument}: arguments are key=value, such as {argument}=...")
-            yield argument
-        elif (CONF / key).is_dir() and dataclasses.is_dataclass(_type_of(schema, key)[0]):
-            yield argument
+        elif argument in ("--cfg", "-c"):
+            if next(words, None) != "job":
+                raise InputError(f"{argument}: legal: {argument} job")
+            yield from (argument, "job")
+        elif argument.startswith("-"):
+            raise InputError(f"{argument}: no such option; arguments are key=value, or --help, --cfg job")
+        elif not key or not equals:
+            raise InputError(f"{argument}: arguments are key=value, such as {key or 'KEY'}={value or '...'}")
         else:
-            kind, within_dict = _type_of(schema, key)
-            if kind is None:
-                raise InputError(f"{key}: no such key{_nearest(key, _keys(schema))}")
-            text = _quote(value) if str in _alternatives(kind) and not _is_null(value, kind) else value
-            # Hydra wants to be told where a key is new; only entries of a dict can be.
-            yield f"{'++' if within_dict else ''}{key}={text}"
+            yield _override(key, value, schema)
+
+
+def _override(key: str, value: str, schema: type) -> str:
+    """One key=value as Hydra's grammar wants it."""
+    kind, within_dict = _type_of(schema, key)
+    if kind is None:
+        raise InputError(f"{key}: no such key{_nearest(key, _keys(schema))}")
+    text = value
+    if str in _alternatives(kind):
+        if value == "???":
+            raise InputError(f"{key}=???: stands for a value that is missing; legal: any other text")
+        text = value if _is_null(value, kind) else _quote(value)
+    elif _is_group(kind) and not (CONF / key).is_dir() and not _is_null(value, kind):
+        raise InputError(f"{key}={value}: is a group of keys; legal: {key}.NAME=...")
+    # Hydra wants to be told where a key is new; only entries of a dict can be.
+    return f"{'++' if within_dict else ''}{key}={text}"
 
 
 def _type_of(schema: Any, key: str) -> tuple[Any, bool]:
@@ -117,7 +125,7 @@ def _make_entries(node: Any, kind: Any, key: Sequence[str]) -> None:
         return
     inner = next(a for a in _alternatives(_type_of(kind, name)[0]) if a is not type(None))
     found = node.get(name) if isinstance(node, dict) else getattr(node, name)
-    if found is None and dataclasses.is_dataclass(inner):
+    if found is None and isinstance(inner, type) and dataclasses.is_dataclass(inner):
         found = inner()
         if isinstance(node, dict):
             node[name] = found
@@ -129,6 +137,11 @@ def _make_entries(node: Any, kind: Any, key: Sequence[str]) -> None:
 def _alternatives(kind: Any) -> tuple[Any, ...]:
     """The members of a union, else the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _is_group(kind: Any) -> bool:
+    """Whether keys lie below: a dataclass or a dict of them."""
+    return any(dataclasses.is_dataclass(a) or get_origin(a) is dict for a in _alternatives(kind))
 
 
 def _is_null(value: str, kind: Any) -> bool:
@@ -152,7 +165,8 @@ def _nearest(word: str, legal: Iterator[str]) -> str:
 
 def _quote(value: str) -> str:
     """`value` as a quoted string of Hydra's grammar in which nothing is special, interpolation included."""
-    text = value.replace("${", "\\${")
+    # OmegaConf reads a backslash before ${ as an escape, and so a pair of them before that as one.
+    text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
     escaped = ""
     for position, character in enumerate(text):
         if character == "'":
@@ -190,6 +204,9 @@ def _run_hydra(command: str, overrides: list[str], schema: type) -> Any:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(keep)()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, overrides)) from error
+    except SystemExit as answered:
+        if answered.code:  # After --help it is 0.
+            raise
     finally:
         sys.argv = arguments
         if environment is None:
@@ -202,6 +219,10 @@ def _run_hydra(command: str, overrides: list[str], schema: type) -> Any:
 def _one_line(error: BaseException, overrides: list[str]) -> str:
     """What is wrong, in one line that begins with the argument where it can be told."""
     text = str(error.__cause__ or error)
+    ambiguous = re.match("Ambiguous value for argument '(.*)'", text)
+    unreadable: str | None = ambiguous[1] if ambiguous else getattr(error, "override", None)
+    if unreadable:
+        return f"{unreadable.lstrip('+')}: can't be read as one key and one value"
     full_key = next((line.split(":", 1)[1].strip() for line in text.splitlines() if "full_key:" in line), "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "Check"))]

@@ -1,53 +1,157 @@
-"""From arguments to the typed configuration, and the line that says what is wrong with them."""
+"""From arguments to a configuration: strings as they stand, errors of one line, what Hydra answers itself."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from megatrain.__main__ import main
 from megatrain.compose import compose
-from megatrain.config import RopeScaling, SourceConfig, TrainConfig
-from megatrain.errors import InputError
+from megatrain.config import Precision, Schedule, TrainConfig
+from megatrain.errors import BAD_INPUT, DONE, InputError
+
+NEEDED = ["run_dir=r", "max_steps=1"]
+
+AWKWARD = [
+    "a,b={c: ${d}}",
+    "\\\\${x}\\",
+    "it's \\' \\",
+    "${oc.env:HOME}",
+    "",
+    " padded ",
+    "[1]",
+    "a=b=c",
+    "**/*.txt",
+    "'",
+    "~x",
+]
+SPECIAL = ["'", '"', "\\", "${", "$", "{", "}", "[", "]", ",", "=", " ", ":", "(", "null", "~", "+", "@", "#", "%", "*"]
+anything = st.lists(st.sampled_from(SPECIAL) | st.characters(exclude_categories=["Cs", "Cc"]), max_size=12).map("".join)
+"""Text in which what the grammars of Hydra and OmegaConf know is frequent."""
 
 
-def train_config(*arguments: str) -> TrainConfig:
-    config = compose("train", ["run_dir=run", "max_steps=10", *arguments])
+@settings(deadline=None, max_examples=25)
+@given(anything.filter(lambda text: text not in ("???", "null")))
+def test_any_text_is_taken_as_it_stands(text: str) -> None:
+    config = compose("eval", [f"checkpoint={text}", f"data.path={text}", f"text={text}"])
+    assert (config.checkpoint, config.data.path, config.text) == (text, text, text)
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_strings_are_taken_as_they_stand(text: str) -> None:
+    keys = ("run_dir", "data.path", "data.sources.a.path", "logger.wandb.project")
+    config = compose("train", ["max_steps=1", *(f"{key}={text}" for key in keys)])
+    assert (config.run_dir, config.data.path, config.data.sources["a"].path) == (text, text, text)
+    assert config.logger.wandb.project == text
+    assert compose("generate", ["checkpoint=c", f"prompt={text}"]).prompt == text
+
+
+def test_null_is_none_where_a_string_is_optional_only() -> None:
+    assert compose("eval", ["checkpoint=null", "text=null"]).text is None
+    assert compose("eval", ["checkpoint=null"]).checkpoint == "null"
+
+
+def test_values_have_the_types_of_the_tree() -> None:
+    config = compose(
+        "train",
+        [
+            *NEEDED,
+            "model=llama_7b",
+            "precision=fp32",
+            "optim.schedule=warmup_stable_decay",
+            "optim.learning_rate=1e-3",
+            "deterministic=true",
+            "launch.processes=null",
+            "logger.wandb.tags=[a,b]",
+            "data.sources.web.path=d",
+            "data.sources.my-code.weight=0.5",
+            "data.sources.my-code.path=e",
+            "seed=1",
+            "seed=2",
+        ],
+    )
     assert isinstance(config, TrainConfig)
-    return config
+    assert config.model.hidden_size == 4096
+    assert config.precision is Precision.fp32
+    assert config.optim.schedule is Schedule.warmup_stable_decay
+    assert config.optim.learning_rate == 1e-3
+    assert config.deterministic is True
+    assert config.launch.processes is None
+    assert config.logger.wandb.tags == ["a", "b"]
+    assert {name: source.weight for name, source in config.data.sources.items()} == {"web": 1.0, "my-code": 0.5}
+    assert config.seed == 2
 
 
 @pytest.mark.parametrize(
-    "path", ["/a b/*.{x,y}[1]", "a=b,c", "it's", 'a "b"', "${oc.env:HOME}", "\\", "a\\'b", "null", "3", "~/x:y", "@a#b"]
-)
-def test_a_string_is_taken_as_it_stands(path: str) -> None:
-    assert train_config(f"run_dir={path}").run_dir == path
-
-
-def test_null_is_none_where_none_is_legal() -> None:
-    assert train_config("data.path=x", "data.path=null").data.path is None
-
-
-def test_fields_of_what_is_not_there_yet_can_be_given() -> None:
-    config = train_config("data.sources.a.path=x,y", "data.sources.a.weight=2", "data.sources.b.path=z")
-    assert config.data.sources == {"a": SourceConfig("x,y", weight=2.0), "b": SourceConfig("z")}
-    assert train_config("model.rope_scaling.factor=4").model.rope_scaling == RopeScaling(factor=4.0)
-    assert train_config("model=llama_7b").model.rope_scaling is None
-
-
-@pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
-        ("max_step=3", "max_step: no such key; did you mean max_steps?"),
-        ("model.name.x=3", "model.name.x: no such key; did you mean model.name?"),
-        ("data.sources.a.weight=3", "data.sources.a.path: needed, give data.sources.a.path=..."),
-        ("max_steps=ten", "max_steps=ten: Value 'ten' of type 'str' could not be converted to Integer"),
-        ("precision=fp8", "precision=fp8: Invalid value 'fp8', expected one of [bf16, fp32, fp64]"),
-        ("optim=adam", "optim=adam: no such choice; legal: adamw"),
-        ("max_steps", "max_steps: arguments are key=value, such as max_steps=..."),
-        ("--steps=3", "--steps=3: no such option; arguments are key=value, or --help, --cfg job"),
-        ("+max_steps=3", "+max_steps: no such key; did you mean max_steps?"),
+        ("max_step=1", "max_step: no such key; did you mean max_steps?"),
+        ("optim.learning_rte=1", "optim.learning_rte: no such key; did you mean optim.learning_rate?"),
+        ("data.sources.a.pth=x", "data.sources.a.pth: no such key"),
+        ("modle=tiny", "modle: no such key; did you mean model?"),
+        ("run_dir.x=1", "run_dir.x: no such key; did you mean run_dir?"),
+        ("hydra.run.dir=x", "hydra.run.dir: no such key"),
+        ("model=tin", "model=tin: no such choice; legal: gpt_125m, llama3_70b, "),
+        ("precision=bf17", "precision=bf17: Invalid value 'bf17', expected one of [bf16, fp32, fp64]"),
+        ("optim.schedule=linear", "optim.schedule=linear: Invalid value 'linear', expected one of [cosine, "),
+        ("precision=null", "precision=null: "),
+        ("seed=x", "seed=x: "),
+        ("seed=1.5", "seed=1.5: "),
+        ("seed=", "seed=: "),
+        ("deterministic=maybe", "deterministic=maybe: "),
+        ("data.sources.a.weight=x", "data.sources.a.weight=x: "),
+        ("logger.wandb.tags=a", "logger.wandb.tags=a: "),
+        ("seed=1,2", "seed=1,2: can't be read as one key and one value"),
+        ("seed=(1", "seed=(1: can't be read as one key and one value"),
+        ("data.sources.a b.weight=1", "data.sources.a b.weight=1: can't be read as one key and one value"),
+        ("data=x", "data=x: is a group of keys; legal: data.NAME=..."),
+        ("data.sources={}", "data.sources={}: is a group of keys; legal: data.sources.NAME=..."),
+        ("run_dir=???", "run_dir=???: stands for a value that is missing"),
+        ("seed", "seed: arguments are key=value, such as seed=..."),
+        ("=3", "=3: arguments are key=value, such as KEY=3"),
+        ("+seed=1", "+seed: no such key; did you mean seed?"),
+        ("--sed", "--sed: no such option; arguments are key=value, or --help, --cfg job"),
+        ("--multirun", "--multirun: no such option"),
+        ("--cfg", "--cfg: legal: --cfg job"),
     ],
 )
-def test_what_is_wrong_is_one_line(argument: str, said: str) -> None:
-    with pytest.raises(InputError) as raised:
-        train_config(argument)
-    assert str(raised.value) == said
+def test_errors_are_one_line_that_begins_with_the_argument(
+    argument: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *NEEDED, argument]) == BAD_INPUT
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"megatrain train: {message}")
+    assert printed.err.endswith("\n")
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_what_is_needed_is_named() -> None:
+    with pytest.raises(InputError, match=r"^max_steps: needed, give max_steps=\.\.\.$"):
+        compose("train", ["run_dir=r"])
+    with pytest.raises(InputError, match=r"^data\.sources\.a\.path: needed, give data\.sources\.a\.path=\.\.\.$"):
+        compose("train", [*NEEDED, "data.sources.a.weight=2"])
+
+
+def test_cfg_job_prints_the_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compose("train", ["--cfg", "job", "model=llama_7b", "run_dir=a,b"]) is None
+    printed = capsys.readouterr().out.splitlines()
+    assert "run_dir: a,b" in printed
+    assert "max_steps: ???" in printed
+    assert "  hidden_size: 4096" in printed
+
+
+def test_help_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == DONE
+    printed = capsys.readouterr().out
+    assert "model: gpt_125m, llama3_70b," in printed
+    assert "global_batch_size: 256" in printed
+    assert compose("generate", ["-h"]) is None
+
+
+def test_a_failure_leaves_nothing_behind_for_the_next() -> None:
+    with pytest.raises(InputError):
+        compose("train", [*NEEDED, "seed=x", "data.sources.a.path=x"])
+    config = compose("train", NEEDED)
+    assert (config.seed, config.data.sources) == (0, {})
