@@ -25,6 +25,7 @@ from megatrain import checks
 from megatrain.config import TrainConfig
 from megatrain.errors import BUG, DONE, STOPPED
 from megatrain.resilience.outcome import clear_outcome, read_outcome, write_outcome
+from megatrain.resilience.parent import LAUNCHER
 from megatrain.resilience.stopping import SIGNALS
 
 FORWARD_SECONDS = 0.2
@@ -103,6 +104,7 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], reque
 
     # Its reports of a failed rank repeat, over forty lines, what the rank has said in one.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     launch = LaunchConfig(
         min_nodes=config.launch.nodes,

@@ -51,6 +51,7 @@ from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement
 from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import clear_outcome, write_outcome
+from megatrain.resilience.parent import die_with_launcher
 from megatrain.resilience.stopping import StopAgreement, StopSignal
 from megatrain.trainer import Trainer
 
@@ -60,6 +61,7 @@ TIMEOUT_SECONDS = 1800.0
 
 def main(arguments: Sequence[str]) -> int:
     """A rank's life. Returns its own exit code; outcome.json has the run's."""
+    die_with_launcher()
     stop = StopSignal()
     stop.install()
     rank = int(os.environ.get("RANK", "0"))
@@ -97,7 +99,7 @@ def _failed(error: Exception, run_dir: Path, rank: int) -> int:
     """
     no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = error.exit_code if isinstance(error, MegatrainError) else GAVE_UP if no_space else BUG
-    reason = f"{type(error).__name__}: {error}" if code == BUG else str(error)
+    reason = f"{type(error).__name__}: {error}" if code == BUG else f"{run_dir}: {error}" if no_space else str(error)
     try:
         first = write_outcome(run_dir, code, " ".join(reason.split()), None, rank)
     except OSError:
