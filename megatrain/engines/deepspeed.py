@@ -39,7 +39,8 @@ def json_config(config: EngineConfig, precision: Precision, micro_batch_size: in
         "stage": config.zero_stage,
         "overlap_comm": config.overlap_communication and device.accelerator() is not None,
         "reduce_bucket_size": config.bucket_elements,
-        "allgather_bucket_size": config.bucket_elements,
+        # DeepSpeed wants it even.
+        "allgather_bucket_size": config.bucket_elements + config.bucket_elements % 2,
     }
     if config.zero_stage in (1, 2):
         # Stage 1 in bf16 becomes BF16_Optimizer, whose norm is replaced; offload can't be told to leave it out.
@@ -49,6 +50,8 @@ def json_config(config: EngineConfig, precision: Precision, micro_batch_size: in
         zero |= {
             "stage3_prefetch_bucket_size": config.prefetch_elements,
             "stage3_max_live_parameters": config.max_live_elements,
+            # Without it the former bounds prefetching alone: what is used again this soon stays gathered.
+            "stage3_max_reuse_distance": config.max_live_elements,
             "stage3_param_persistence_threshold": config.persistence_elements,
             # It would replace torch.nn.functional.linear for the whole process.
             "memory_efficient_linear": False,
@@ -112,7 +115,7 @@ class DeepSpeedEngine:
         self.norm = torch.zeros((), device=self.device)
 
     def _give_memory(self, module: nn.Module) -> None:
-        """Replaces meta parameters by zeros on the device, tied ones by one; ZeRO-3 partitions each module's at once."""
+        """Replaces meta parameters by zeros on the device, tied ones by one; ZeRO-3 partitions as it goes."""
         real: dict[nn.Parameter, nn.Parameter] = {}
         for owner in module.modules():
             for name, parameter in owner.named_parameters(recurse=False):
@@ -152,7 +155,7 @@ class DeepSpeedEngine:
     def _gradient_norm(self) -> Tensor:
         """The global 2-norm, each element counted once; 0-dim float64 on the device: billions of squares are summed."""
         norms = torch._foreach_norm(self.gradients, 2, dtype=torch.float64)
-        squares: Tensor = torch.stack([norm.to(self.device) for norm in norms]).square().sum()
+        squares: Tensor = torch.stack(norms).square().sum().to(self.device)
         if not self.internals.replicated:
             dist.all_reduce(squares, group=self.mesh.data_group)
         return squares.sqrt()
@@ -167,7 +170,7 @@ class DeepSpeedEngine:
         inner = self.internals.inner
         for group in inner.param_groups:
             group["lr"] = learning_rate
-        # Where the optimizer steps on the host (offload), this is the one read of the device that it needs.
+        # Where the optimizer steps on the host (offload), this and the coefficient are read from the device.
         inner.found_inf = skip.to(self.internals.flats()[0].device).float()  # type: ignore[attr-defined]
         self.deepspeed.set_gradient_accumulation_boundary(True)
         self.deepspeed.step()
@@ -185,6 +188,7 @@ class DeepSpeedEngine:
         sums = _Sums(self.sources, self.device)
         for batch in micro_batches:
             sums.add(batch, self._losses(batch))
+        self.internals.after_forwards()
         return sums.reduced(self.mesh, None)
 
     def shards(self) -> Iterable[Shard]:

@@ -15,14 +15,16 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import textwrap
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
@@ -33,32 +35,70 @@ from megatrain.errors import InputError
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state besides the step count: one vector each, of the ranges of the master (law 1)."""
 
-RELIED_ON = {
-    (BF16_Optimizer, "step"): "67ae0c483bb4b2e2",
-    (DeepSpeedZeroOptimizer, "step"): "9061ce23653604e7",
-    (DeepSpeedZeroOptimizer_Stage3, "step"): "99beb25a05f4faa5",
-    (DeepSpeedZeroOptimizer_Stage3, "_get_norm_groups"): "177f236f119d2da8",
+RELIED_ON: dict[type, dict[str, str]] = {
+    DeepSpeedEngine: {
+        "_backward_epilogue": "c1e95076ff467634",
+        "_take_model_step": "8e74072e9526ea9d",
+        "is_gradient_accumulation_boundary": "26561c80b953b8fd",
+    },
+    BF16_Optimizer: {
+        "_setup_for_real_optimizer": "a2a15d97ffcda4e1",
+        "clear_hp_grads": "7a357002d75f382c",
+        "step": "37bf1ad8767b89f5",
+        "update_lp_params": "fa2c03ea34b3f509",
+    },
+    DeepSpeedZeroOptimizer: {
+        "__init__": "e8f03d9571665f1e",
+        "_wait_for_offload_copies": "e75e90e1ff1e944a",
+        "independent_gradient_partition_epilogue": "57310018906ee18f",
+        "scaled_global_norm": "3768d5bb1396347a",
+        "step": "fac1cee02b7caa95",
+        "update_lp_params": "b8262465caecb370",
+        "update_offload_overflow_tracker": "c0b53f16c268a30b",
+    },
+    DeepSpeedZeroOptimizer_Stage3: {
+        "_get_norm_groups": "2d02e95e07c664e1",
+        "_reassign_or_swap_out_partitioned_parameters": "b08c58eecac8005d",
+        "checkpoint_event_epilogue": "2f8932626c8c24f2",
+        "checkpoint_event_prologue": "2bda25560a8428d5",
+        "independent_gradient_partition_epilogue": "25dbde8cb4d624c6",
+        "partition_grads": "712082a072f09c33",
+        "set_grad_positions": "710e28b75a2f8687",
+        "step": "d7e1bfe84220c235",
+    },
 }
 """Methods that are replaced or whose body is relied on, with the start of the SHA-256 of their source."""
 
 
+@cache
+def _methods(file: str) -> dict[tuple[str, str], str]:
+    """The source of each method in a file by (class, method): read from the file, since decorators hide functions."""
+    text = Path(file).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    return {
+        (owner.name, method.name): "\n".join(lines[method.lineno - 1 : method.end_lineno])
+        for owner in ast.parse(text).body
+        if isinstance(owner, ast.ClassDef)
+        for method in owner.body
+        if isinstance(method, ast.FunctionDef)
+    }
+
+
 def source_hash(owner: type, method: str) -> str:
-    """The start of the SHA-256 of a method's source; read from the class's, since decorators hide the function."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
-    (source,) = (
-        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == method
-    )
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    """The start of the SHA-256 of a method's source; empty where the class has no such method."""
+    source = _methods(inspect.getfile(owner)).get((owner.__name__, method))
+    return hashlib.sha256(source.encode()).hexdigest()[:16] if source else ""
 
 
 def check_version() -> None:
     """Raises InputError where the installed DeepSpeed isn't the one that this file was written for."""
-    for (owner, method), expected in RELIED_ON.items():
-        if source_hash(owner, method) != expected:
-            raise InputError(
-                f"engine=deepspeed: {owner.__name__}.{method} of deepspeed {deepspeed.__version__} isn't the one that "
-                "this engine replaces or relies on; legal: deepspeed 0.19.8"
-            )
+    for owner, methods in RELIED_ON.items():
+        for method, expected in methods.items():
+            if source_hash(owner, method) != expected:
+                raise InputError(
+                    f"engine=deepspeed: {owner.__name__}.{method} of deepspeed {deepspeed.__version__} isn't the one "
+                    "that this engine replaces or relies on; legal: deepspeed 0.19.8"
+                )
 
 
 class Adapter:
@@ -122,14 +162,19 @@ class Adapter:
                 yield Shard(self.names[parameter], self.shape(parameter), ranges, tensors, replica, replicas)
 
     def create_state(self, step: int) -> None:
-        """Makes the optimizer's state as it is after `step` steps, moments zero; torch makes it at the first step only.
+        """Makes the optimizer's state where there is none yet, moments zero, and sets its step count.
 
-        The step count lies on the device beside the moments, as fused AdamW keeps it.
+        The count lies on the device beside the moments, as fused AdamW keeps it. State that exists stays where it is.
         """
         for flat in self.flats():
-            state = {"step": torch.tensor(float(step), dtype=torch.float32, device=flat.device)}
-            state |= {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
-            self.inner.state[flat] = state
+            state = self.inner.state[flat]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+                state |= {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
+            state["step"].fill_(step)
+
+    def after_forwards(self) -> None:
+        """Called after forward passes that no backward followed. Collective."""
 
     def before_load(self) -> None:
         """Called before masters are written."""
@@ -138,8 +183,8 @@ class Adapter:
         """Called when masters were written: makes the weights follow them. Collective."""
 
 
-class ZeroAdapter(Adapter):
-    """ZeRO-1 and 2: parameters laid end to end in a flat tensor for each group, cut into equal parts."""
+class ShardedAdapter(Adapter):
+    """What the ZeRO optimizers have in common: they wrap the client's, and their hooks reduce in backward."""
 
     replicated = False
 
@@ -148,12 +193,26 @@ class ZeroAdapter(Adapter):
         optimizer: torch.optim.Optimizer = self.optimizer.optimizer
         return optimizer
 
+    def reduce(self) -> None:
+        """DeepSpeed's hooks have done it."""
+
+
+class ZeroAdapter(ShardedAdapter):
+    """ZeRO-1 and 2: parameters laid end to end in a flat tensor for each group, cut into equal parts."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        # Under offload DeepSpeed can't be told to leave these out: they read the device for every parameter.
+        self.optimizer.scaled_global_norm = lambda: 0.0
+        self.optimizer.update_offload_overflow_tracker = lambda _: None
+
     def flats(self) -> list[Tensor]:
         flats: list[Tensor] = list(self.optimizer.single_partition_of_fp32_groups)
         return flats
 
     def reduce(self) -> None:
-        """DeepSpeed's hooks have done it."""
+        """Waits for offloaded gradients, which are copied to the host without blocking."""
+        self.optimizer._wait_for_offload_copies()
 
     def gradients(self) -> list[Tensor]:
         if self.optimizer.cpu_offload:
@@ -170,16 +229,11 @@ class ZeroAdapter(Adapter):
                 first, last = max(offset, begin), min(offset + parameter.numel(), begin + flat.numel())
                 yield parameter, first - offset, flat, first - begin, last - begin
 
-    def create_state(self, step: int) -> None:
-        super().create_state(step)
-        self.optimizer._hp_optimizer_states_linked = False
-        self.optimizer._lazy_init_hp_params_optimizer_state()
-
     def after_load(self) -> None:
         self.optimizer.update_lp_params()
 
 
-class Bf16Adapter(ZeroAdapter):
+class Bf16Adapter(ShardedAdapter):
     """ZeRO-1 in bf16: full fp32 gradients on every rank, masters cut like ZeroAdapter's."""
 
     def __init__(self, engine: Any) -> None:
@@ -211,28 +265,21 @@ class Bf16Adapter(ZeroAdapter):
                 yield parameter, first - offset, flat, first - begin, last - begin
                 offset += parameter.numel()
 
+    def after_load(self) -> None:
+        self.optimizer.update_lp_params()
 
-class Stage3Adapter(Adapter):
+
+class Stage3Adapter(ShardedAdapter):
     """ZeRO-3: each parameter cut into equal parts on its own, the parts of a rank laid end to end."""
-
-    replicated = False
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
         # A norm on the CPU that is valid: step() then checks and combines nothing that lies on the device.
         self.optimizer._get_norm_groups = lambda: [0.0]
 
-    @property
-    def inner(self) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = self.optimizer.optimizer
-        return optimizer
-
     def flats(self) -> list[Tensor]:
         flats: list[Tensor] = list(self.optimizer.fp32_partitioned_groups_flat)
         return flats
-
-    def reduce(self) -> None:
-        """DeepSpeed's hooks have done it."""
 
     def gradients(self) -> list[Tensor]:
         optimizer = self.optimizer
@@ -262,6 +309,11 @@ class Stage3Adapter(Adapter):
                 begin = size * optimizer._get_param_partition_rank(parameter)
                 yield parameter, begin, flat, offset, offset + self._real(parameter, size)
 
+    def after_forwards(self) -> None:
+        # Weights that were fetched ahead for the backward are still on their way; nothing else may touch them.
+        self.optimizer.checkpoint_event_prologue()
+        self.optimizer.checkpoint_event_epilogue()
+
     def before_load(self) -> None:
         self.optimizer.checkpoint_event_prologue()
 
@@ -275,8 +327,9 @@ class Stage3Adapter(Adapter):
 def adapt(engine: Any) -> Adapter:
     """The adapter for the optimizer that DeepSpeed built for `engine`."""
     kinds = {
+        torch.optim.AdamW: Adapter,
         BF16_Optimizer: Bf16Adapter,
         DeepSpeedZeroOptimizer: ZeroAdapter,
         DeepSpeedZeroOptimizer_Stage3: Stage3Adapter,
     }
-    return kinds.get(type(engine.optimizer), Adapter)(engine)
+    return kinds[type(engine.optimizer)](engine)

@@ -132,11 +132,16 @@ def _process_group(timeout: float) -> Iterator[None]:
     """The task's own process group. DeepSpeed caches groups in module globals, which are put back afterwards."""
     import deepspeed.comm.comm
     import deepspeed.utils.groups
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
 
     from megatrain import device
 
     modules = (deepspeed.comm.comm, deepspeed.utils.groups)
     saved = [{k: copy.copy(v) for k, v in vars(module).items() if _is_cache(v)} for module in modules]
+    # ZeRO-3 counts modules and parameters for the life of the process and wants ranks to agree on the numbers.
+    DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
+    Init.param_id = 0
     device.start(timeout)
     try:
         yield

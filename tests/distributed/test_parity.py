@@ -17,6 +17,8 @@ from tests import reference, samples
 from tests.distributed.pool import Pool
 from tests.distributed.training import LEARNING_RATE, Curve, train_from_start
 
+pytestmark = pytest.mark.distributed
+
 STEPS = 20
 RANKS = 2
 LAYOUTS = [(0, False), (1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]

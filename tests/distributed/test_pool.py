@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from tests.distributed.pool import Pool, RankFailedError
 
+pytestmark = pytest.mark.distributed
+
 
 def total(value: int) -> tuple[int, int, int]:
     tensor = torch.tensor(value + dist.get_rank())

@@ -1,0 +1,87 @@
+"""Looking at the state of an engine from outside: copies, the whole of it over all ranks, weights against masters."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatrain.checkpoint.format import Row, check_coverage
+from megatrain.engines.deepspeed import DeepSpeedEngine
+from megatrain.engines.ranges import MASTER
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WholeState:
+    """Masters and moments of the whole model in memory: a ShardReader. tensors: by (state, name), 1-D."""
+
+    optimizer_step: int
+    tensors: dict[tuple[str, str], Tensor]
+
+    def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
+        return self.tensors[state, name][start:stop]
+
+
+def snapshot(engine: DeepSpeedEngine) -> State:
+    """Copies of everything on this rank that a step changes: masters, moments, weights and the step count."""
+    copies = {
+        f"{state} {shard.name} {shard.ranges}": tensor.clone()
+        for shard in engine.shards()
+        for state, tensor in shard.tensors.items()
+    }
+    for name, parameter in engine.module.named_parameters():
+        copies[f"weight {name}"] = parameter.detach().clone()
+        if hasattr(parameter, "ds_tensor"):
+            # A part behind the parameter's end is uninitialised memory, which may hold a NaN.
+            part = parameter.ds_tensor.numel()
+            elements: int = parameter.ds_numel  # type: ignore[attr-defined]
+            real = max(0, min(part, elements - part * dist.get_rank()))
+            copies[f"part {name}"] = parameter.ds_tensor.detach()[:real].clone()
+    copies["step"] = torch.tensor(engine.optimizer_step())
+    return copies
+
+
+def same(a: State, b: State) -> bool:
+    """Whether they are equal bit for bit (of equal values; a NaN equals nothing)."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def whole(engine: DeepSpeedEngine) -> WholeState:
+    """The state of all ranks. Collective. Raises BrokenCheckpoint where ranges overlap or elements are missing."""
+    mine = [
+        (Row(0, state, shard.name, shard.shape, str(tensor.dtype), start, stop, 0), tensor.clone())
+        for shard in engine.shards()
+        for state, tensor in shard.tensors.items()
+        for ((start, stop),) in [shard.ranges]
+        if shard.replica == 0
+    ]
+    of_all: list[list[tuple[Row, Tensor]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_all, mine)
+    held = {(row.state, row.name, row.start): tensor for part in of_all for row, tensor in part}
+    rows = check_coverage([row for part in of_all for row, _ in part])
+    tensors = {key: torch.cat([held[(*key, row.start)] for row in group]) for key, group in rows.items()}
+    return WholeState(engine.optimizer_step(), tensors)
+
+
+def weights_follow_masters(engine: DeepSpeedEngine) -> bool:
+    """Whether every weight is its master, cast. Collective: under ZeRO-3 the weights are gathered for it."""
+    masters = whole(engine)
+    parameters = dict(engine.module.named_parameters())
+    with engine.gathered(list(parameters.values())):
+        return all(
+            torch.equal(parameter.detach().flatten(), masters.tensors[MASTER, name].to(parameter.dtype))
+            for name, parameter in parameters.items()
+        )
+
+
+def resident_bytes() -> dict[int, int]:
+    """Bytes of every tensor storage that this process holds, by storage."""
+    gc.collect()
+    tensors = [value for value in gc.get_objects() if isinstance(value, Tensor) and value.device.type != "meta"]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage._cdata: storage.nbytes() for storage in storages}
