@@ -38,9 +38,9 @@ INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 DEPENDS_ON_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
-def run(function: Callable[..., Any], *arguments: str, timeout: float = 100.0) -> Any:
-    """Calls `function(*arguments)`, importable by name, with a fake GPU in a process of its own; its result as JSON."""
-    command = [sys.executable, "-m", "tests.fake_gpu", function.__module__, function.__qualname__, *arguments]
+def run(function: Callable[[], Any], timeout: float = 100.0) -> Any:
+    """Calls `function`, importable by name, in a process of its own; its result, which travels as JSON."""
+    command = [sys.executable, "-m", "tests.fake_gpu", function.__module__, function.__name__]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     assert ended.returncode == 0, f"exit code {ended.returncode}\n{ended.stdout}{ended.stderr}"
     return json.loads(ended.stdout.splitlines()[-1])
@@ -168,6 +168,6 @@ def tensors() -> Iterator[tuple[FakeTensorMode, Host]]:
 
 
 if __name__ == "__main__":
-    module, name, *rest = sys.argv[1:]
-    print(json.dumps(getattr(importlib.import_module(module), name)(*rest)), flush=True)
+    module, name = sys.argv[1:]
+    print(json.dumps(getattr(importlib.import_module(module), name)()), flush=True)
     os._exit(0)  # No teardown of a device that isn't there.
