@@ -27,7 +27,7 @@ from megatrain.__main__ import COMMANDS
 from megatrain.compose import CONF, SCHEMAS, compose
 
 PAGE = Path(__file__).parent / "configuration.md"
-WITHOUT_PRESET = ("model",)
+WITHOUT_PRESET = ("model.",)
 HEAD = """# Configuration
 
 Every key of every command. Written by `make docs` from `megatrain/config.py` and `data_prep/config.py`; a test fails
@@ -62,26 +62,31 @@ def page() -> str:
 
 
 def _groups(schema: type, values: Any, prefix: str) -> Iterator[str]:
-    """The table of a dataclass, then those of the groups in it."""
-    docstrings, hints = field_docstrings(schema), get_type_hints(schema)
+    """The table of a dataclass, then those of the groups in it. values: None where there is no instance."""
+    hints = get_type_hints(schema)
     keys, groups = [], []
     for each in dataclasses.fields(schema):
         name, hint = f"{prefix}{each.name}", hints[each.name]
-        group = _group(hint)
+        group, is_dict = _group(hint), get_origin(hint) is dict
+        if group is None or is_dict or _is_optional(hint):
+            keys.append(_key(schema, each, hint, name, values))
         if group is not None:
-            entry = ".NAME" if get_origin(hint) is dict else ""
-            groups.append((f"{name}{entry}", group, None if entry else getattr(values, each.name, None)))
-        if group is None or entry or _is_optional(hint):
-            if each.name not in docstrings:
-                raise ValueError(f"{schema.__name__}.{each.name} has no docstring")
-            own = values is None or name.startswith(tuple(f"{preset}." for preset in WITHOUT_PRESET))
-            default = _own_default(each) if own or each.default is MISSING else getattr(values, each.name)
-            keys.append(Key(name, _type(hint), _show(default), docstrings[each.name]))
+            inner = None if is_dict else getattr(values, each.name, None)
+            groups.append((f"{name}.NAME" if is_dict else name, group, inner))
     if keys:
         yield _table(keys)
     for name, group, inner in groups:
         yield f"### {name}\n\n{inspect.cleandoc(group.__doc__ or '')}{_presets(name)}\n"
         yield from _groups(group, inner, f"{name}.")
+
+
+def _key(schema: type, field: dataclasses.Field[Any], hint: Any, name: str, values: Any) -> Key:
+    meaning = field_docstrings(schema).get(field.name)
+    if meaning is None:
+        raise ValueError(f"{schema.__name__}.{field.name} has no docstring")
+    composed = values is not None and not name.startswith(WITHOUT_PRESET) and field.default is not MISSING
+    default = getattr(values, field.name) if composed else _own_default(field)
+    return Key(name, _type(hint), _show(default), meaning)
 
 
 def field_docstrings(schema: type) -> dict[str, str]:
