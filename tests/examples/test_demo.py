@@ -67,7 +67,7 @@ def test_the_length_of_the_training_follows_from_the_time_of_a_step() -> None:
         record: Record = {"step": 1, "step_seconds": seconds}
         return [{"step": 1, "step_seconds": 9.0}, *[record] * 4]
 
-    assert steps_in(100, probed(0.5)) == 200
+    assert steps_in(100, probed(0.25)) == 400
     assert steps_in(100, probed(0.001)) == demo.MAX_STEPS
     assert steps_in(100, probed(50.0)) == demo.MIN_STEPS
 
