@@ -4,7 +4,8 @@
 
 Design choices:
 - The typed tree is the only source: types and docstrings are read from the dataclasses' source, defaults are what
-  `megatrain COMMAND` composes with no arguments. A key without a docstring is an error.
+  `megatrain COMMAND` composes with no arguments. A key without a docstring takes its enum's; with neither it is an
+  error.
 - Keys of a preset (conf/model) are shown without it: what the dataclass says, "needed" where every preset says its own.
 """
 
@@ -81,12 +82,18 @@ def _groups(schema: type, values: Any, prefix: str) -> Iterator[str]:
 
 
 def _key(schema: type, field: dataclasses.Field[Any], hint: Any, name: str, values: Any) -> Key:
-    meaning = field_docstrings(schema).get(field.name)
+    meaning = field_docstrings(schema).get(field.name) or _enum_docstring(hint)
     if meaning is None:
         raise ValueError(f"{schema.__name__}.{field.name} has no docstring")
     composed = values is not None and not name.startswith(WITHOUT_PRESET) and field.default is not MISSING
     default = getattr(values, field.name) if composed else _own_default(field)
     return Key(name, _type(hint), _show(default), meaning)
+
+
+def _enum_docstring(hint: Any) -> str | None:
+    """What the type says, where the field says nothing itself."""
+    is_enum = isinstance(hint, type) and issubclass(hint, Enum)
+    return " ".join((hint.__doc__ or "").split()) if is_enum else None
 
 
 def field_docstrings(schema: type) -> dict[str, str]:
