@@ -18,15 +18,16 @@ from megatrain.checkpoint.folders import newest, read_state
 from megatrain.compose import plain
 from megatrain.config import Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT
-from megatrain.data.samples import SampleOrder, open_sources
+from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.slots import idle_share
 from megatrain.data.state import State, check_state, start_state
 from megatrain.errors import bad_value
 from megatrain.model import spec
+from megatrain.schedule import decay_steps
 
 
-def check(config: TrainConfig) -> None:
-    """What can be told before the number of ranks is known. Raises InputError."""
+def check(config: TrainConfig) -> list[Source]:
+    """What can be told before the number of ranks is known. Raises InputError. Returns the data, opened."""
     _check_numbers(config)
     spec.check(config.model)
     objectives.check(config.objective)
@@ -41,8 +42,9 @@ def check(config: TrainConfig) -> None:
         raise bad_value("logger.tensorboard.enabled", "true", "tensorboard isn't installed; pip install tensorboard")
     if config.logger.wandb.mode is not WandbMode.disabled and importlib.util.find_spec("wandb") is None:
         raise bad_value("logger.wandb.mode", config.logger.wandb.mode.value, "wandb isn't installed; legal: disabled")
-    _check_data(config)
-    _check_run_dir(config)
+    sources = _check_data(config)
+    _check_run_dir(config, sources)
+    return sources
 
 
 def check_ranks(config: TrainConfig, ranks: int) -> None:
@@ -94,12 +96,13 @@ def _check_numbers(config: TrainConfig) -> None:
     for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if not 0 <= value < 1:
             raise bad_value(key, value, "legal: from 0 to below 1")
-    decay = config.optim.decay_steps or 0
+    decay = decay_steps(config.optim, config.max_steps)
     if config.optim.warmup_steps + decay > config.max_steps:
         raise bad_value(
-            "optim.warmup_steps" if not decay else "optim.decay_steps",
-            decay or config.optim.warmup_steps,
-            f"warm-up and decay don't fit into max_steps={config.max_steps}",
+            "optim.warmup_steps",
+            config.optim.warmup_steps,
+            f"and {decay} steps of decay don't fit into max_steps={config.max_steps}; "
+            f"legal: at most {max(0, config.max_steps - decay)}",
         )
 
 
@@ -113,8 +116,8 @@ def _check_engine(config: TrainConfig) -> None:
         raise bad_value("engine.offload_optimizer", "true", "needs sharded state; legal: engine.zero_stage=1, 2 or 3")
 
 
-def _check_data(config: TrainConfig) -> None:
-    """The sets are whole and their ids fit the model."""
+def _check_data(config: TrainConfig) -> list[Source]:
+    """The sets are whole and their ids fit the model. Returns them."""
     sources = open_sources(config.data, config.sequence_length)
     SampleOrder(sources, config.seed)
     for source in sources:
@@ -127,9 +130,10 @@ def _check_data(config: TrainConfig) -> None:
             )
     if config.evaluation.every:
         open_sources(config.data, config.sequence_length, HELD_OUT)
+    return sources
 
 
-def _check_run_dir(config: TrainConfig) -> None:
+def _check_run_dir(config: TrainConfig, sources: list[Source]) -> None:
     """The run directory can be written, and what it holds can be continued."""
     run_dir = Path(config.run_dir)
     if run_dir.exists() and not run_dir.is_dir():
@@ -139,10 +143,10 @@ def _check_run_dir(config: TrainConfig) -> None:
         raise bad_value("run_dir", run_dir, f"{parent} can't be written")
     folder, _ = newest(run_dir)
     if folder is not None:
-        _check_continues(config, folder)
+        _check_continues(config, sources, folder)
 
 
-def _check_continues(config: TrainConfig, folder: Path) -> None:
+def _check_continues(config: TrainConfig, sources: list[Source], folder: Path) -> None:
     """The checkpoint is of this model, data and run. Raises InputError naming the keys that differ."""
     saved = read_state(folder)
     model = plain(config)["model"]
@@ -155,5 +159,4 @@ def _check_continues(config: TrainConfig, folder: Path) -> None:
             )
     if saved["step"] > config.max_steps:
         raise bad_value("max_steps", config.max_steps, f"run_dir={config.run_dir} is at step {saved['step']} already")
-    sources = open_sources(config.data, config.sequence_length)
     check_state(cast(State, saved["data"]), start_state(sources, config.seed, config.global_batch_size))

@@ -39,6 +39,12 @@ class Schedule(Enum):
     constant = "constant"
 
 
+class EngineName(Enum):
+    """Who shards, schedules, clips and steps: ZeRO through DeepSpeed."""
+
+    deepspeed = "deepspeed"
+
+
 class WandbMode(Enum):
     """Where a W&B run goes: to files in the run directory, to the server, nowhere."""
 
@@ -173,8 +179,7 @@ class OptimConfig:
 class EngineConfig:
     """Who shards, schedules, clips and steps."""
 
-    name: str = "deepspeed"
-    """deepspeed: ZeRO through DeepSpeed."""
+    name: EngineName = EngineName.deepspeed
     zero_stage: int = 3
     """What DeepSpeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
     offload_optimizer: bool = False

@@ -20,6 +20,9 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+"""What weights are in, by the name that a configuration's precision has."""
+
 
 def accelerator() -> str | None:
     """The accelerator's type ("cuda", or one that a test registered), or None on a machine that has only its CPU."""

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         config: TrainConfig | None = compose("train", arguments)
         if config is None:
             return DONE
-        checks.check(config)
+        sources = checks.check(config)
     except MegatrainError as error:
         if rank == 0:
             print(f"megatrain train: {error}", file=sys.stderr)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         where = device.start(TIMEOUT_SECONDS, config.deterministic)
         checks.check_ranks(config, dist.get_world_size())
-        trainer = build(config, where, stop)
+        trainer = build(config, sources, where, stop)
         reason = train(trainer)
         step = trainer.step
         write_outcome(run_dir, STOPPED if reason else DONE, reason or f"step {step} of {config.max_steps}", step, rank)
@@ -124,9 +124,8 @@ def train(trainer: Trainer) -> str | None:
     return reason
 
 
-def build(config: TrainConfig, where: torch.device, stop: StopSignal) -> Trainer:
+def build(config: TrainConfig, sources: list[Source], where: torch.device, stop: StopSignal) -> Trainer:
     """All parts of a run on this rank, as new or as the newest whole checkpoint of run_dir has them."""
-    torch.manual_seed(config.seed)
     run_dir, rank = Path(config.run_dir), dist.get_rank()
     mesh = meshes.build(config.parallel)
     store = PrefixStore("megatrain", _get_default_store())
@@ -138,17 +137,8 @@ def build(config: TrainConfig, where: torch.device, stop: StopSignal) -> Trainer
     reader = None if folder is None else CheckpointReader(folder)
     saved = None if reader is None else reader.state
 
-    sources = open_sources(config.data, config.sequence_length)
     loader = make_loader(config, sources, saved, mesh)
-    engine = DeepSpeedEngine(
-        config.engine, config.precision, config.micro_batch_size, config.optim.gradient_clip, len(sources)
-    )
-    with torch.device("meta"):
-        model = Transformer(config.model)
-    engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
-    weights: ShardReader = reader or InitialWeights(config.model, config.seed)
-    engine.load_shards(weights)
-
+    engine = make_engine(config, mesh, len(sources), reader or InitialWeights(config.model, config.seed))
     step = saved["step"] if saved else 0
     wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
     sinks = []
@@ -182,6 +172,19 @@ def build(config: TrainConfig, where: torch.device, stop: StopSignal) -> Trainer
         notes=[*cleaned, *passed_over],
     )
     return trainer
+
+
+def make_engine(config: TrainConfig, mesh: Mesh, sources: int, weights: ShardReader) -> DeepSpeedEngine:
+    """The engine of this rank, loaded. sources: how many its statistics tell apart."""
+    torch.manual_seed(config.seed)
+    engine = DeepSpeedEngine(
+        config.engine, config.precision, config.micro_batch_size, config.optim.gradient_clip, sources
+    )
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
+    engine.load_shards(weights)
+    return engine
 
 
 def make_loader(config: TrainConfig, sources: list[Source], saved: TrainerState | None, mesh: Mesh) -> Loader:

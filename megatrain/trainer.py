@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatrain import optimizer
+from megatrain import schedule
 from megatrain.batch import IGNORE, Batch
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
@@ -78,7 +78,7 @@ class Trainer:
         assert stats.gradient_norm is not None
         loss = stats.loss()
         skip = (target_count == 0) | ~torch.isfinite(loss) | ~torch.isfinite(stats.gradient_norm)
-        learning_rate = optimizer.learning_rate(self.config.optim, self.step, self.config.max_steps)
+        learning_rate = schedule.learning_rate(self.config.optim, self.step, self.config.max_steps)
         self.engine.apply(learning_rate, skip)
         self.step += 1
         seconds = time.perf_counter() - began

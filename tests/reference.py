@@ -11,11 +11,10 @@ from torch import Tensor
 
 from megatrain.batch import Batch
 from megatrain.config import ModelConfig, OptimConfig, Precision
+from megatrain.device import DTYPES
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.spec import Kind, parameters
 from megatrain.model.transformer import Transformer
-
-WEIGHTS = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32, Precision.fp64: torch.float64}
 
 
 @dataclass
@@ -37,10 +36,10 @@ def train(
     seed: int = 0,
 ) -> Result:
     """A step for each global batch. Masters and gradients are fp32 (fp64 at fp64), weights are the masters' cast."""
-    model = Transformer(config).to(WEIGHTS[precision])
+    model = Transformer(config).to(DTYPES[precision.value])
     weights = dict(model.named_parameters())
     initial = InitialWeights(config, seed)
-    dtype = torch.promote_types(WEIGHTS[precision], torch.float32)
+    dtype = torch.promote_types(DTYPES[precision.value], torch.float32)
     masters = {n: initial.read("master", n, 0, w.numel()).view_as(w).to(dtype) for n, w in weights.items()}
     optimizer = adamw(config, optim, masters)
     result = Result([], [], masters)

@@ -34,7 +34,7 @@ LAYERS = (
     "objectives data optimizer",
     "model",
     "parallel data_prep",
-    "resilience kernels batch compose model.spec data.format",
+    "resilience kernels batch compose model.spec schedule data.format",
     "config",
     "device",
     "errors",
@@ -51,7 +51,7 @@ ONLY = {
 """Parts that may import less than what lies below them."""
 
 WITHOUT_TORCH = (
-    "__main__ launcher checks compose config errors model.spec objectives observe.records observe.report",
+    "__main__ launcher checks compose config errors model.spec objectives observe.records observe.report schedule",
     "checkpoint.format checkpoint.folders data.format data.mixture data.order data.prefetch data.reader data.samples",
     "data.sequences data.slots data.state data_prep.* resilience.*",
 )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain import optimizer
+from megatrain import optimizer, schedule
 from megatrain.config import ModelConfig, Norm, OptimConfig, Schedule
 from megatrain.model.transformer import Transformer
 
@@ -21,7 +21,7 @@ CONSTANT = replace(COSINE, schedule=Schedule.constant)
 
 
 def rates(config: OptimConfig, max_steps: int) -> list[float]:
-    return [optimizer.learning_rate(config, step, max_steps) for step in range(max_steps)]
+    return [schedule.learning_rate(config, step, max_steps) for step in range(max_steps)]
 
 
 def test_warm_up_is_linear_and_its_last_step_has_the_peak() -> None:
@@ -87,7 +87,7 @@ def test_every_schedule_rises_then_never_rises_again_and_stays_in_bounds(drawn: 
     assert rising == sorted(rising)
     assert after == sorted(after, reverse=True)
     assert all(0 <= rate <= PEAK for rate in found)
-    if optimizer.decay_steps(config, max_steps) and after:
+    if schedule.decay_steps(config, max_steps) and after:
         assert after[-1] == pytest.approx(PEAK * config.final_ratio)
         assert min(after) >= PEAK * config.final_ratio * (1 - 1e-12)
 

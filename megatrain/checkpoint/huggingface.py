@@ -24,6 +24,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from megatrain import device
 from megatrain.config import ModelConfig, Norm, Precision
 from megatrain.engines.ranges import MASTER, ShardReader
 from megatrain.errors import GaveUp, InputError, bad_value
@@ -36,12 +37,8 @@ MAX_FILE_BYTES = 5_000_000_000
 CALL_BYTES = 1 << 20
 """Bytes written at once: 4 MB calls into new files were measured 2x slower."""
 
-DTYPES = {
-    Precision.bf16: (torch.bfloat16, "BF16"),
-    Precision.fp32: (torch.float32, "F32"),
-    Precision.fp64: (torch.float64, "F64"),
-}
-"""What weights are written in, for torch and in a safetensors header."""
+HEADER_DTYPES = {Precision.bf16: "BF16", Precision.fp32: "F32", Precision.fp64: "F64"}
+"""What weights are written in, as a safetensors header says it."""
 
 _TOP = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 _LAYER = {
@@ -116,7 +113,7 @@ def hugging_face_config(config: ModelConfig, precision: Precision, sequence_leng
     result: dict[str, Any] = {
         "architectures": [f"{architecture}ForCausalLM"],
         "model_type": architecture.lower(),
-        "torch_dtype": str(DTYPES[precision][0]).removeprefix("torch."),
+        "torch_dtype": str(device.DTYPES[precision.value]).removeprefix("torch."),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -192,14 +189,14 @@ def to_hugging_face(config: ModelConfig, name: str, tensor: Tensor) -> dict[str,
 
 def _write_weights(reader: ShardReader, config: ModelConfig, folder: Path, precision: Precision) -> None:
     """Writes model.safetensors, or several files and model.safetensors.index.json."""
-    dtype, label = DTYPES[precision]
+    dtype = device.DTYPES[precision.value]
     files = _plan(config, MAX_FILE_BYTES // dtype.itemsize)
     names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     if len(files) == 1:
         names = ["model.safetensors"]
     for name, file in zip(names, files, strict=True):
         with (folder / name).open("wb", buffering=CALL_BYTES) as handle:
-            _write_header(handle, file, label, dtype.itemsize)
+            _write_header(handle, file, HEADER_DTYPES[precision], dtype.itemsize)
             for parameter in file.parameters:
                 stored = reader.read(MASTER, parameter.name, 0, parameter.size).view(parameter.shape)
                 for tensor in to_hugging_face(config, parameter.name, stored).values():

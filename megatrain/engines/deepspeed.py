@@ -30,8 +30,6 @@ from megatrain.engines.engine import Capabilities, OptimizerFactory
 from megatrain.engines.ranges import Shard, ShardReader
 from megatrain.parallel.mesh import Mesh
 
-DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32, Precision.fp64: torch.float64}
-
 
 def json_config(config: EngineConfig, precision: Precision, micro_batch_size: int) -> dict[str, Any]:
     """DeepSpeed's own configuration, from the typed tree."""
@@ -92,7 +90,7 @@ class DeepSpeedEngine:
         """gradient_clip: largest global norm, 0 for none. sources: how many data sources Stats tell apart."""
         deepspeed_internals.check_version()
         self.config = config
-        self.dtype = DTYPES[precision]
+        self.dtype = device.DTYPES[precision.value]
         self.json = json_config(config, precision, micro_batch_size)
         self.gradient_clip = gradient_clip
         self.sources = sources

@@ -27,8 +27,6 @@ from megatrain.engines.ranges import MASTER, ShardReader
 from megatrain.errors import InputError
 from megatrain.model.transformer import Transformer
 
-DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32, Precision.fp64: torch.float64}
-
 T = TypeVar("T")
 
 
@@ -83,7 +81,7 @@ def _typed(schema: type[T], values: dict[str, Any]) -> T:
 def load_model(reader: ShardReader, config: ModelConfig, precision: Precision) -> Transformer:
     """The whole model on this process's device, for inference, with the weights that `reader` has."""
     default = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[precision])
+    torch.set_default_dtype(device.DTYPES[precision.value])
     try:
         with device.device():
             model = Transformer(config)
