@@ -229,15 +229,18 @@ def test_starting_ranks_end_when_their_launcher_is_killed(small_set: Path, tmp_p
         assert command.left_over(patience=60) == []
 
 
-def test_help_answers_at_once_and_without_torch(tmp_path: Path) -> None:
-    for arguments, limit in ((["--help"], 1.0), (["train", "--help"], 5.0)):
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 1.0), (["train", "--help"], 5.0)])
+def test_help_answers_at_once_and_without_torch(arguments: list[str], limit: float, tmp_path: Path) -> None:
+    """The fastest of three: others may use the machine too."""
+    seconds = []
+    for _ in range(3):
         began = time.monotonic()
         with Command(["-X", "importtime", "-m", "megatrain", *arguments], tmp_path) as command:
             finished = command.wait()
-        seconds = time.monotonic() - began
+            seconds.append(time.monotonic() - began)
         assert finished.code == 0
         assert "megatrain" in finished.stdout
-        assert seconds < limit
         imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
         assert "megatrain" in imported
         assert "torch" not in imported
+    assert min(seconds) < limit
