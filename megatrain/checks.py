@@ -23,7 +23,7 @@ from megatrain.data.slots import idle_share
 from megatrain.data.state import State, check_state, start_state
 from megatrain.errors import bad_value
 from megatrain.model import spec
-from megatrain.schedule import decay_steps
+from megatrain.schedule import decay_steps, warmup_steps
 
 
 def check(config: TrainConfig) -> list[Source]:
@@ -79,7 +79,7 @@ def _check_numbers(config: TrainConfig) -> None:
     not_negative = {
         "optim.weight_decay": config.optim.weight_decay,
         "optim.gradient_clip": config.optim.gradient_clip,
-        "optim.warmup_steps": config.optim.warmup_steps,
+        "optim.warmup_steps": config.optim.warmup_steps or 0,
         "optim.decay_steps": config.optim.decay_steps or 0,
         "optim.final_ratio": config.optim.final_ratio,
         "saving.every": config.saving.every,
@@ -96,11 +96,12 @@ def _check_numbers(config: TrainConfig) -> None:
     for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if not 0 <= value < 1:
             raise bad_value(key, value, "legal: from 0 to below 1")
+    warmup = warmup_steps(config.optim, config.max_steps)
     decay = decay_steps(config.optim, config.max_steps)
-    if config.optim.warmup_steps + decay > config.max_steps:
+    if warmup + decay > config.max_steps:
         raise bad_value(
             "optim.warmup_steps",
-            config.optim.warmup_steps,
+            warmup,
             f"and {decay} steps of decay don't fit into max_steps={config.max_steps}; "
             f"legal: at most {max(0, config.max_steps - decay)}",
         )

@@ -167,8 +167,8 @@ class OptimConfig:
     """Largest global gradient norm; 0: no clipping."""
     schedule: Schedule = Schedule.cosine
     """What follows warm-up."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up from 0."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up from 0; null: a hundredth of max_steps."""
     decay_steps: int | None = None
     """Steps of decay at the end; null: all after warm-up (cosine), a fifth of max_steps (warmup_stable_decay)."""
     final_ratio: float = 0.1

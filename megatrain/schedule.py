@@ -11,6 +11,11 @@ import math
 from megatrain.config import OptimConfig, Schedule
 
 
+def warmup_steps(config: OptimConfig, max_steps: int) -> int:
+    """Steps of linear warm-up at the start."""
+    return -(-max_steps // 100) if config.warmup_steps is None else config.warmup_steps
+
+
 def decay_steps(config: OptimConfig, max_steps: int) -> int:
     """Steps over which the rate decays at the end."""
     if config.schedule is Schedule.constant:
@@ -18,7 +23,7 @@ def decay_steps(config: OptimConfig, max_steps: int) -> int:
     if config.decay_steps is not None:
         return config.decay_steps
     if config.schedule is Schedule.cosine:
-        return max_steps - config.warmup_steps
+        return max_steps - warmup_steps(config, max_steps)
     return max_steps // 5
 
 
@@ -28,8 +33,9 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
     Cosine: Loshchilov & Hutter 2017, section 3 (one period). Warm-up-stable-decay: Hu et al. 2024, section 4.2, with a
     linear decay (Hägele et al. 2024, section 4).
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+    warmup = warmup_steps(config, max_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
     decay = decay_steps(config, max_steps)
     since = step - (max_steps - decay)
     if since < 0 or decay == 0:

@@ -29,6 +29,12 @@ def test_warm_up_is_linear_and_its_last_step_has_the_peak() -> None:
         assert rates(config, 20)[:4] == [0.5, 1.0, 1.5, 2.0]
 
 
+def test_without_a_number_a_hundredth_of_the_steps_warms_up() -> None:
+    config = replace(CONSTANT, warmup_steps=None)
+    assert schedule.warmup_steps(config, 1) == 1
+    assert rates(config, 201)[:4] == pytest.approx([PEAK / 3, PEAK * 2 / 3, PEAK, PEAK])
+
+
 def test_cosine() -> None:
     """16 steps of decay: after half of them the rate is half-way, and it ends at final_ratio of the peak."""
     found = rates(COSINE, 20)
