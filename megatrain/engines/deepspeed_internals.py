@@ -43,9 +43,9 @@ RELIED_ON: dict[type, dict[str, str]] = {
     },
     BF16_Optimizer: {
         "_setup_for_real_optimizer": "a2a15d97ffcda4e1",
-        "clear_hp_grads": "7a357002d75f382c",
         "step": "37bf1ad8767b89f5",
         "update_lp_params": "fa2c03ea34b3f509",
+        "zero_grad": "520934129fba82e0",
     },
     DeepSpeedZeroOptimizer: {
         "__init__": "e8f03d9571665f1e",
@@ -215,10 +215,13 @@ class ZeroAdapter(ShardedAdapter):
         self.optimizer._wait_for_offload_copies()
 
     def gradients(self) -> list[Tensor]:
-        if self.optimizer.cpu_offload:
-            return [flat.grad for flat in self.flats() if flat.grad is not None]
-        # The padding at the end of the last part is zero.
-        return [gradient for group in self.optimizer.averaged_gradients.values() for gradient in group]
+        optimizer = self.optimizer
+        if optimizer.cpu_offload:
+            # The padding is never written again: scaled by a NaN once, it would be one for good.
+            padded = zip(optimizer.single_partition_of_fp32_groups, optimizer.groups_padding, strict=True)
+            return [flat.grad[: flat.numel() - padding] for flat, padding in padded]
+        # Here the padding at the end of the last part is made anew each time: zeros.
+        return [gradient for group in optimizer.averaged_gradients.values() for gradient in group]
 
     def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
         # Not p._hp_mapping: with round_robin_gradients it points at the wrong elements of most parameters.
@@ -241,12 +244,14 @@ class Bf16Adapter(ShardedAdapter):
         self.optimizer.step = self.step
 
     def step(self) -> None:
-        """BF16_Optimizer.step without its norm and overflow check, which read the device from the host."""
+        """BF16_Optimizer.step without its norm and overflow check, which read the device from the host.
+
+        Gradients are cleared by DeepSpeed's engine, which calls zero_grad next.
+        """
         for flat, gradient in zip(self.flats(), self.optimizer.fp32_groups_gradient_flat_partition, strict=True):
             flat.grad = gradient
         self.inner.step()
         self.optimizer.update_lp_params()
-        self.optimizer.clear_hp_grads()
 
     def flats(self) -> list[Tensor]:
         flats: list[Tensor] = list(self.optimizer.fp32_groups_flat_partition)
