@@ -54,7 +54,7 @@ def package_documents(folders: Iterable[Path]) -> Iterator[Document]:
     """The description of each package installed in `folders`, and the documentation among its files."""
     found = {(each.name.lower(), each.version): each for each in metadata.distributions(path=[*map(str, folders)])}
     for (name, version), package in sorted(found.items()):
-        url = f"https://pypi.org/project/{name}/{version}/"
+        url = f"pkg:pypi/{name}@{version}"
         description = package.metadata.json.get("description")
         if isinstance(description, str):
             yield Document(f"{name}/description", "packages", url, description)

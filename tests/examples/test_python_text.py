@@ -64,7 +64,7 @@ def test_an_installation_gives_its_distinct_texts_in_a_fixed_order(tmp_path: Pat
         ("library/b.py", "standard library"),
     ]
     assert kept[2].text.strip() == "d" + LONG
-    assert kept[2].url == "https://pypi.org/project/pkg/1.0/"
+    assert kept[2].url == "pkg:pypi/pkg@1.0"
     assert kept[4].url.endswith("/Lib/asyncio/a.py")
 
 
