@@ -14,7 +14,7 @@ Design choices:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import deepspeed
@@ -104,9 +104,10 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=device.backend(), dist_init_required=False, verbose=False)
         self._give_memory(module)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer_factory(module.named_parameters()), config=self.json
-        )
+        optimizer = optimizer_factory(module.named_parameters())
+        # BF16_Optimizer prints the machine's memory around every parameter group.
+        with redirect_stdout(None):
+            self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.json)
         self.internals = deepspeed_internals.adapt(self.deepspeed)
         self.module: nn.Module = module
         self.gradients: list[Tensor] = []
