@@ -106,6 +106,8 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], reque
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Threads that wait for work sleep: after the loader's small operations they would spin, beside the ranks' own.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     launch = LaunchConfig(
         min_nodes=config.launch.nodes,
         max_nodes=config.launch.nodes,
