@@ -59,7 +59,8 @@ def start(timeout_seconds: float, deterministic: bool = False) -> torch.device:
     The device is set before the group is made, which binds NCCL's communicators to it (device_id) and saves the first
     collective from guessing. Allocator settings are read at the first allocation, hence first of all.
     """
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the old name, which torch still puts first
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if deterministic:
         set_deterministic()
     where = device()
