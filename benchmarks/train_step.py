@@ -23,7 +23,7 @@ from benchmarks.common import Bar, Contender, Result, main, row, take_turns
 from megatrain import device
 from megatrain.batch import Batch
 from megatrain.compose import compose
-from megatrain.config import EngineConfig, Precision, TrainConfig
+from megatrain.config import DeepSpeedConfig, Precision, TrainConfig
 from megatrain.engines.deepspeed import DeepSpeedEngine
 from tests import reference, samples
 from tests.distributed.training import make_engine, train
@@ -64,7 +64,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     device.start(timeout_seconds=60)
     contenders: dict[str, Contender] = {"reference": partial(run_reference, config, batches)}
     for stage in STAGES:
-        engine = make_engine(EngineConfig(zero_stage=stage), PRECISION, MICRO_BATCH_SIZE, config.model, config.optim)
+        engine = make_engine(DeepSpeedConfig(zero_stage=stage), PRECISION, MICRO_BATCH_SIZE, config.model, config.optim)
         contenders[f"ZeRO-{stage}"] = partial(run_engine, engine, batches)
     take_turns(contenders, 1)
     rates = take_turns(contenders, arguments.rounds)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatrain import device
 from megatrain.batch import Batch
-from megatrain.config import EngineConfig, Precision
+from megatrain.config import DeepSpeedConfig, Precision
 from tests import reference, samples
 from tests.distributed.pool import Pool
 from tests.distributed.training import LEARNING_RATE, Curve, train_from_start
@@ -92,7 +92,7 @@ def test_the_numbers_are_those_of_the_reference_on_the_cpu(pool: Pool, stage: in
         train_from_start,
         ranks=1,
         timeout=110.0,
-        engine=EngineConfig(zero_stage=stage, offload_optimizer=offload),
+        engine=DeepSpeedConfig(zero_stage=stage, offload_optimizer=offload),
         precision=Precision.fp64,
         batches=batches(7, 32),
         micro_batch_size=2,
@@ -105,7 +105,7 @@ def test_the_numbers_are_those_of_the_reference_on_the_cpu(pool: Pool, stage: in
 def train_deterministically() -> tuple[Curve, Curve]:
     device.set_deterministic()
     first, second = (
-        train_from_start(EngineConfig(zero_stage=1), Precision.bf16, batches(8, 512), micro_batch_size=4)
+        train_from_start(DeepSpeedConfig(zero_stage=1), Precision.bf16, batches(8, 512), micro_batch_size=4)
         for _ in range(2)
     )
     return first, second

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from megatrain import device, optimizer
 from megatrain.batch import Batch
-from megatrain.config import EngineConfig, EvaluationConfig, ParallelConfig, Precision, TrainConfig
+from megatrain.config import DeepSpeedConfig, EvaluationConfig, ParallelConfig, Precision, TrainConfig
 from megatrain.data.loader import RankBatch
 from megatrain.model.transformer import Transformer
 from megatrain.observe.metrics import MetricStream
@@ -94,16 +94,18 @@ def make_trainer(precision: Precision, folder: Path, mesh: Mesh, held_out: list[
     from megatrain.engines.deepspeed import DeepSpeedEngine  # isort: skip
     import deepspeed
 
+    # Weights stay whole: nothing that DeepSpeed cuts is missing.
+    zero = DeepSpeedConfig(zero_stage=1)
     config = TrainConfig(
         run_dir=str(folder),
         max_steps=STEPS,
         sequence_length=32,
         model=samples.MODEL,
-        engine=EngineConfig(zero_stage=1),  # Weights stay whole: nothing that DeepSpeed cuts is missing.
+        engine=zero,
         evaluation=EvaluationConfig(every=2),
     )
     deepspeed.initialize = lambda model, optimizer, config: (PlainDeepSpeed(model, optimizer), config)
-    engine = DeepSpeedEngine(config.engine, precision, 2, config.optim.gradient_clip, sources=2)
+    engine = DeepSpeedEngine(zero, precision, 2, config.optim.gradient_clip, sources=2)
     with torch.device("meta"):
         model = Transformer(config.model)
     engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
