@@ -61,7 +61,7 @@ class FsdpEngine:
         (module,) = chunks
         self.mesh = mesh
         self.device = device.device()
-        self.module: nn.Module = module.to(self.master_dtype)
+        self.module: nn.Module = module.double() if self.master_dtype is torch.float64 else module
         self.units = self._shard(module)
         # Each rank gets memory for its shards only.
         module.to_empty(device=self.device)

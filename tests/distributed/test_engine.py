@@ -102,8 +102,8 @@ def test_resident_bytes(layout: Layout, facts: list[Facts]) -> None:
         # Gradients that were copied to the host; ZeRO-1 and 2 also put the weights together there.
         promised += (gradient + (weight if layout.stage != 3 else 0)) / RANKS
     for rank in facts:
-        # More than promised: small weights that stay whole, a bucket, buffers of offloading. Less: FSDP cuts whole rows,
-        # of an odd number of which the last rank has one less.
+        # More than promised: small weights that stay whole, a bucket, buffers of offloading. Less: FSDP cuts whole
+        # rows, of an odd number of which the last rank has one less.
         assert 0.99 * promised <= rank.bytes_per_parameter <= promised * (1.4 if layout.offload else 1.08)
 
 

@@ -102,6 +102,24 @@ def test_tied_embeddings(pool: Pool, engine: str) -> None:
     assert found <= 4 * fp32_floor(tied=True)
 
 
+def test_shards_without_elements(pool: Pool) -> None:
+    """Norms of two elements on three ranks: the last holds none of them."""
+    model = replace(samples.MODEL, hidden_size=8, head_dim=2, num_layers=1)
+    rates = [LEARNING_RATE] * STEPS
+    expected = reference.train(model, samples.OPTIM, global_batches(), rates, 7, Precision.fp64)
+    curve, *others = pool.run(
+        train_from_start,
+        ranks=3,
+        engine=ENGINES["fsdp-full"],
+        precision=Precision.fp64,
+        batches=global_batches(),
+        micro_batch_size=2,
+        model=model,
+    )
+    assert others == [curve, curve]
+    assert distance(curve, expected) <= 1e-12
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fp64(pool: Pool, engine: str) -> None:
     """ZeRO keeps fp32 masters and gradients; without it everything is float64."""
