@@ -24,9 +24,8 @@ from megatrain import device
 from megatrain.batch import Batch
 from megatrain.compose import compose
 from megatrain.config import DeepSpeedConfig, Precision, TrainConfig
-from megatrain.engines.deepspeed import DeepSpeedEngine
 from tests import reference, samples
-from tests.distributed.training import make_engine, train
+from tests.distributed.training import AnyEngine, make_engine, train
 
 SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE = 256, 4, 2
 LEARNING_RATE = 1e-3
@@ -82,7 +81,7 @@ def run_reference(config: TrainConfig, batches: Timed) -> float:
     return batches.rate()
 
 
-def run_engine(engine: DeepSpeedEngine, batches: Timed) -> float:
+def run_engine(engine: AnyEngine, batches: Timed) -> float:
     """Tokens by CPU second of the engine."""
     train(engine, batches, MICRO_BATCH_SIZE, LEARNING_RATE)
     return batches.rate()

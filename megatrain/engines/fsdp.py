@@ -40,7 +40,10 @@ class FsdpEngine:
     """The engine protocol over torch.distributed.fsdp.fully_shard."""
 
     capabilities = Capabilities(
-        sharding=("full", "gradient"), offload_optimizer=False, precisions=("bf16", "fp32", "fp64"), schedules=()
+        sharding=tuple(shard.value for shard in FsdpShard),
+        offload_optimizer=False,
+        precisions=("bf16", "fp32", "fp64"),
+        schedules=(),
     )
 
     def __init__(self, config: FsdpConfig, precision: Precision, gradient_clip: float, sources: int = 1) -> None:
@@ -65,32 +68,29 @@ class FsdpEngine:
         self.units = self._shard(module)
         # Each rank gets memory for its shards only.
         module.to_empty(device=self.device)
-        self.parameters = {
-            name: parameter for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)
-        }
+        self.sharded = {name: p for name, p in module.named_parameters() if isinstance(p, DTensor)}
         self.masters = {
             name: nn.Parameter(local)
-            for name, parameter in self.parameters.items()
+            for name, parameter in self.sharded.items()
             if (local := parameter.to_local().detach()).numel()
         }
         self.optimizer = optimizer_factory(self.masters.items())
         self.gradients: list[Tensor] = []
         self.norm = torch.zeros((), device=self.device)
 
-    def _shard(self, module: nn.Module) -> list[FSDPModule]:
-        """Cuts the module's parameters; what is gathered at once, the whole module last."""
+    def _shard(self, module: nn.Module) -> dict[nn.Module, FSDPModule]:
+        """Cuts the module's parameters. Returns what is gathered at once, the whole module last."""
         mesh = self.mesh.device_mesh["dp"]
-        ends: list[nn.Module] = [module.get_submodule("embedding"), module.get_submodule("head")]
-        tied = len({parameter for end in ends for parameter in end.parameters()}) == 1
-        modules = [*module.get_submodule("layers").children(), *([] if tied else ends), module]
-        units: list[FSDPModule] = []
-        for each in modules:
-            # The head, and what belongs to the whole, is needed again as soon as the forward is over.
-            frees = not self.keeps_weights and each is not module and each is not ends[1]
+        embedding, head = module.get_submodule("embedding"), module.get_submodule("head")
+        tied = not set(head.parameters()).isdisjoint(embedding.parameters())
+        units: dict[nn.Module, FSDPModule] = {}
+        for each in (*module.get_submodule("layers").children(), *(() if tied else (embedding, head)), module):
+            # The head, and what belongs to the whole module, is needed again as soon as the forward is over.
+            frees = not self.keeps_weights and each not in (head, module)
             unit = fully_shard(each, mesh=mesh, reshard_after_forward=frees, mp_policy=self.mixed_precision)
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
-            units.append(unit)
+            units[each] = unit
         return units
 
     def accumulate(self, micro_batches: Sequence[Batch], target_count: Tensor) -> Stats:
@@ -101,12 +101,12 @@ class FsdpEngine:
         for i, batch in enumerate(micro_batches):
             if self.keeps_weights:
                 # They were all gathered when the forward ended: keeping them for the next one raises no peak.
-                self.units[-1].set_reshard_after_backward(i == len(micro_batches) - 1)
+                self.units[self.module].set_reshard_after_backward(i == len(micro_batches) - 1)
             losses = self._losses(batch)
             sums.add(batch, losses.detach())
             (losses.sum() * scale).backward()  # type: ignore[no-untyped-call]
         for name, master in self.masters.items():
-            gradient = self.parameters[name].grad
+            gradient = self.sharded[name].grad
             assert isinstance(gradient, DTensor)
             master.grad = gradient.to_local()
         self.gradients = [master.grad for master in self.masters.values() if master.grad is not None]
@@ -135,14 +135,14 @@ class FsdpEngine:
         for batch in micro_batches:
             sums.add(batch, self._losses(batch))
         # What waits for a backward is free again, and the module has its shards.
-        for unit in self.units:
+        for unit in self.units.values():
             unit.reshard()
         return sums.reduced(self.mesh, None)
 
     def shards(self) -> Iterable[Shard]:
         """See Engine.shards."""
         for name, master in self.masters.items():
-            shape = tuple(self.parameters[name].shape)
+            shape = tuple(self.sharded[name].shape)
             rows = -(-shape[0] // self.mesh.data_size)
             start = self.mesh.data_rank * rows * (master.numel() // len(master))
             state = self.optimizer.state[master]
@@ -162,21 +162,21 @@ class FsdpEngine:
 
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
-        """See Engine.gathered. Gathers whole units."""
-        wanted = set(parameters)
+        """See Engine.gathered. Gathers whole layers."""
         names = {parameter: name for name, parameter in self.module.named_parameters()}
-        # The whole module comes last: what no other unit holds is its own.
-        opened, held = [], set[nn.Parameter]()
-        for unit in self.units:
-            own = set(unit.parameters()) - held  # type: ignore[attr-defined]
-            held |= own
-            if own & wanted:
-                opened.append(unit)
-        for unit in opened:
-            unit.unshard()
+        owners: dict[nn.Parameter, FSDPModule] = {}
+        for module, unit in self.units.items():
+            # The whole module comes last: what no other unit holds is its own.
+            for parameter in module.parameters():
+                owners.setdefault(parameter, unit)
+        units = {owners[parameter] for parameter in parameters}
+        for unit in self.units.values():
+            # In the same order on every rank.
+            if unit in units:
+                unit.unshard()
         whole = dict(self.module.named_parameters())
         try:
             yield [whole[names[parameter]] for parameter in parameters]
         finally:
-            for unit in opened:
+            for unit in units:
                 unit.reshard()
