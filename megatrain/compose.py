@@ -63,7 +63,7 @@ def _with_choices(schema: type, arguments: Sequence[str]) -> type:
         return schema
     chosen = [argument.removeprefix("engine=") for argument in arguments if argument.startswith("engine=")]
     # What is no engine's name Hydra refuses, with the names that are.
-    keys = ENGINES.get(chosen[-1] if chosen else "deepspeed", EngineConfig)
+    keys = ENGINES.get(chosen[-1], EngineConfig) if chosen else type(schema().engine)
     return dataclasses.make_dataclass(
         schema.__name__, [("engine", keys, dataclasses.field(default_factory=keys))], bases=(schema,)
     )
