@@ -105,11 +105,12 @@ class FsdpEngine:
             losses = self._losses(batch)
             sums.add(batch, losses.detach())
             (losses.sum() * scale).backward()  # type: ignore[no-untyped-call]
+        self.gradients = []
         for name, master in self.masters.items():
             gradient = self.sharded[name].grad
             assert isinstance(gradient, DTensor)
             master.grad = gradient.to_local()
-        self.gradients = [master.grad for master in self.masters.values() if master.grad is not None]
+            self.gradients.append(master.grad)
         self.norm = common.gradient_norm(self.gradients, self.device, self.mesh.data_group)
         return sums.reduced(self.mesh, self.norm)
 
