@@ -23,10 +23,9 @@ from benchmarks.common import Bar, Contender, Result, main, row, take_turns
 from megatrain import device
 from megatrain.batch import Batch
 from megatrain.compose import compose
-from megatrain.config import EngineConfig, Precision, TrainConfig
-from megatrain.engines.deepspeed import DeepSpeedEngine
+from megatrain.config import DeepSpeedConfig, Precision, TrainConfig
 from tests import reference, samples
-from tests.distributed.training import make_engine, train
+from tests.distributed.training import AnyEngine, make_engine, train
 
 SEQUENCE_LENGTH, GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE = 256, 4, 2
 LEARNING_RATE = 1e-3
@@ -64,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     device.start(timeout_seconds=60)
     contenders: dict[str, Contender] = {"reference": partial(run_reference, config, batches)}
     for stage in STAGES:
-        engine = make_engine(EngineConfig(zero_stage=stage), PRECISION, MICRO_BATCH_SIZE, config.model, config.optim)
+        engine = make_engine(DeepSpeedConfig(zero_stage=stage), PRECISION, MICRO_BATCH_SIZE, config.model, config.optim)
         contenders[f"ZeRO-{stage}"] = partial(run_engine, engine, batches)
     take_turns(contenders, 1)
     rates = take_turns(contenders, arguments.rounds)
@@ -82,7 +81,7 @@ def run_reference(config: TrainConfig, batches: Timed) -> float:
     return batches.rate()
 
 
-def run_engine(engine: DeepSpeedEngine, batches: Timed) -> float:
+def run_engine(engine: AnyEngine, batches: Timed) -> float:
     """Tokens by CPU second of the engine."""
     train(engine, batches, MICRO_BATCH_SIZE, LEARNING_RATE)
     return batches.rate()

@@ -6,6 +6,7 @@ Design choices:
 - The typed tree is the only source: types and docstrings are read from the dataclasses' source, defaults are what
   `megatrain COMMAND` composes with no arguments. A key without a docstring takes its enum's; with neither it is an
   error.
+- A group of which one of several dataclasses is chosen (engine) has a table for each.
 - Keys of a preset (conf/model) are shown without it: what the dataclass says, "needed" where every preset says its own.
 """
 
@@ -26,6 +27,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from megatrain.__main__ import COMMANDS
 from megatrain.compose import CONF, SCHEMAS, compose
+from megatrain.config import ENGINES, EngineConfig
 
 PAGE = Path(__file__).parent / "configuration.md"
 WITHOUT_PRESET = ("model.",)
@@ -78,7 +80,13 @@ def _groups(schema: type, values: Any, prefix: str) -> Iterator[str]:
         yield _table(keys)
     for name, group, inner in groups:
         yield f"### {name}\n\n{inspect.cleandoc(group.__doc__ or '')}{_presets(name)}\n"
-        yield from _groups(group, inner, f"{name}.")
+        if group is not EngineConfig:
+            yield from _groups(group, inner, f"{name}.")
+            continue
+        for engine, own in ENGINES.items():
+            yield f"#### engine={engine}\n\n{inspect.cleandoc(own.__doc__ or '')}\n"
+            composed = compose("train", ["run_dir=0", "max_steps=0", f"engine={engine}"])
+            yield from _groups(own, composed.engine, f"{name}.")
 
 
 def _key(schema: type, field: dataclasses.Field[Any], hint: Any, name: str, values: Any) -> Key:

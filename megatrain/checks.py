@@ -16,7 +16,7 @@ from typing import cast
 from megatrain import objectives
 from megatrain.checkpoint.folders import newest, read_state
 from megatrain.compose import plain
-from megatrain.config import Precision, TrainConfig, WandbMode
+from megatrain.config import ENGINES, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.slots import idle_share
@@ -109,6 +109,10 @@ def _check_numbers(config: TrainConfig) -> None:
 
 def _check_engine(config: TrainConfig) -> None:
     engine = config.engine
+    if type(engine) is not ENGINES[engine.name.value]:
+        raise bad_value("engine.name", engine.name.value, f"legal: engine={engine.name.value}, which has its own keys")
+    if not isinstance(engine, DeepSpeedConfig):
+        return
     if engine.zero_stage not in (0, 1, 2, 3):
         raise bad_value("engine.zero_stage", engine.zero_stage, "legal: 0, 1, 2, 3")
     if engine.zero_stage == 0 and config.precision is Precision.bf16:

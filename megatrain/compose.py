@@ -42,7 +42,7 @@ def compose(command: str, arguments: Sequence[str]) -> Any:
     None where Hydra has answered instead (--help, --cfg job). Raises InputError with one line.
     """
     module, _, name = SCHEMAS[command].partition(":")
-    schema = getattr(importlib.import_module(module), name)
+    schema = _with_choices(getattr(importlib.import_module(module), name), arguments)
     overrides = list(_overrides(arguments, schema))
     config = _run_hydra(command, overrides, schema)
     if config is None:
@@ -53,6 +53,20 @@ def compose(command: str, arguments: Sequence[str]) -> Any:
     if missing:
         raise InputError(f"{missing[0]}: needed, give {missing[0]}=...")
     return OmegaConf.to_object(config)
+
+
+def _with_choices(schema: type, arguments: Sequence[str]) -> type:
+    """`schema` with the keys of the engine that the arguments choose, in place of those that all engines have."""
+    from megatrain.config import ENGINES, EngineConfig
+
+    if get_type_hints(schema).get("engine") is not EngineConfig:
+        return schema
+    chosen = [argument.removeprefix("engine=") for argument in arguments if argument.startswith("engine=")]
+    # What is no engine's name Hydra refuses, with the names that are.
+    keys = ENGINES.get(chosen[-1], EngineConfig) if chosen else type(schema().engine)
+    return dataclasses.make_dataclass(
+        schema.__name__, [("engine", keys, dataclasses.field(default_factory=keys))], bases=(schema,)
+    )
 
 
 def plain(config: Any) -> Any:
@@ -85,7 +99,8 @@ def _override(key: str, value: str, schema: type) -> str:
     """One key=value as Hydra's grammar wants it."""
     kind, within_dict = _type_of(schema, key)
     if kind is None:
-        raise InputError(f"{key}: no such key{_nearest(key, _keys(schema))}")
+        hint = _of_another_engine(key) or _nearest(key, _keys(schema))
+        raise InputError(f"{key}: no such key{hint}")
     text = value
     if str in _alternatives(kind):
         if value == "???":
@@ -161,6 +176,14 @@ def _nearest(word: str, legal: Iterator[str]) -> str:
     """A hint at the legal word that is most like `word`."""
     close = difflib.get_close_matches(word, list(legal), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _of_another_engine(key: str) -> str:
+    """A hint at the engine that has such a key."""
+    from megatrain.config import ENGINES
+
+    having = [name for name, keys in ENGINES.items() if key.removeprefix("engine.") in get_type_hints(keys)]
+    return f"; engine={having[0]} has it" if key.startswith("engine.") and having else ""
 
 
 def _quote(value: str) -> str:

@@ -40,9 +40,21 @@ class Schedule(Enum):
 
 
 class EngineName(Enum):
-    """Who shards, schedules, clips and steps: ZeRO through DeepSpeed."""
+    """Who shards, schedules, clips and steps: ZeRO through DeepSpeed, or PyTorch's FSDP2."""
 
     deepspeed = "deepspeed"
+    fsdp = "fsdp"
+
+
+class FsdpShard(Enum):
+    """When weights are whole.
+
+    full: a layer's, while it computes. gradient: all, from a step's first forward to its last backward. Masters,
+    moments and gradients are sharded either way.
+    """
+
+    full = "full"
+    gradient = "gradient"
 
 
 class WandbMode(Enum):
@@ -177,9 +189,18 @@ class OptimConfig:
 
 @dataclass
 class EngineConfig:
-    """Who shards, schedules, clips and steps."""
+    """What all engines have in common; each has keys of its own."""
+
+    name: EngineName = MISSING
+    """Which engine it is; engine=NAME chooses it."""
+
+
+@dataclass
+class DeepSpeedConfig(EngineConfig):
+    """ZeRO through DeepSpeed."""
 
     name: EngineName = EngineName.deepspeed
+    """Which engine it is; engine=NAME chooses it."""
     zero_stage: int = 3
     """What DeepSpeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too; 0 nothing."""
     offload_optimizer: bool = False
@@ -194,6 +215,19 @@ class EngineConfig:
     """Weights smaller than this stay whole on every rank under ZeRO-3."""
     overlap_communication: bool = True
     """Reduce gradients while backward runs (a GPU stream; no effect on the CPU)."""
+
+
+@dataclass
+class FsdpConfig(EngineConfig):
+    """PyTorch's FSDP2."""
+
+    name: EngineName = EngineName.fsdp
+    """Which engine it is; engine=NAME chooses it."""
+    shard: FsdpShard = FsdpShard.full
+
+
+ENGINES: dict[str, type[EngineConfig]] = {"deepspeed": DeepSpeedConfig, "fsdp": FsdpConfig}
+"""The keys below `engine`, by what engine=NAME says."""
 
 
 @dataclass
@@ -305,7 +339,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine: EngineConfig = field(default_factory=DeepSpeedConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     saving: SavingConfig = field(default_factory=SavingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

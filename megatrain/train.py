@@ -37,7 +37,8 @@ from megatrain.data.format import HELD_OUT
 from megatrain.data.loader import Loader, held_out_batches
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, resume_state, start_state
-from megatrain.engines.deepspeed import DeepSpeedEngine
+from megatrain.engines import select
+from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
 from megatrain.model.initialization import InitialWeights
@@ -174,12 +175,11 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     return trainer
 
 
-def make_engine(config: TrainConfig, mesh: Mesh, sources: int, weights: ShardReader) -> DeepSpeedEngine:
+def make_engine(config: TrainConfig, mesh: Mesh, sources: int, weights: ShardReader) -> Engine:
     """The engine of this rank, loaded. sources: how many its statistics tell apart."""
     torch.manual_seed(config.seed)
-    engine = DeepSpeedEngine(
-        config.engine, config.precision, config.micro_batch_size, config.optim.gradient_clip, sources
-    )
+    clip = config.optim.gradient_clip
+    engine = select.make(config.engine, config.precision, config.micro_batch_size, clip, sources)
     with torch.device("meta"):
         model = Transformer(config.model)
     engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))

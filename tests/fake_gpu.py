@@ -29,6 +29,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
 ROOT = Path(__file__).parent.parent
@@ -134,6 +135,43 @@ class Event:
             self.host.in_flight.pop(copy, None)
 
 
+class Stream:
+    """A queue of the device, in which nothing waits for anything: there is nothing to compute."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def wait_stream(self, _other: Stream) -> None:
+        """Orders the device's work, not the host's."""
+
+    def wait_event(self, _event: Any) -> None:
+        """The same."""
+
+    def record_event(self) -> StreamEvent:
+        return StreamEvent()
+
+
+class StreamEvent:
+    """An event between streams, for which the host has no reason to wait."""
+
+    def record(self) -> None:
+        """Marks nothing."""
+
+
+class Backend(_DummyBackendModule):
+    """What FSDP2 asks of a device's module in torch (as torch.cuda is)."""
+
+    Stream = Stream
+    Event = StreamEvent
+
+    def current_stream(self) -> object:
+        return Stream()
+
+    @contextmanager
+    def stream(self, _stream: object) -> Iterator[None]:
+        yield
+
+
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
@@ -152,18 +190,20 @@ def _caller() -> str:
 def start(ranks: int) -> None:
     """Registers the device, and makes this process rank 0 of `ranks` whose collectives cost nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-    _setup_privateuseone_for_python_backend(NAME)
+    _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
     torch.Event = Event  # type: ignore[assignment, misc]
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
 
 
 @contextmanager
 def tensors() -> Iterator[tuple[FakeTensorMode, Host]]:
-    """Every tensor made within is fake. Call `start` first, and make what has to be real before (a mesh)."""
+    """Every tensor made within is fake.
+
+    Call `start` first, and make what has to be real before: a mesh, and the module on the meta device that FSDP shards.
+    """
     host = Event.host = Host()
-    with FakeTensorMode() as mode, host:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, host:
         yield mode, host
 
 

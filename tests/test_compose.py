@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatrain.__main__ import main
-from megatrain.compose import compose
-from megatrain.config import Precision, Schedule, TrainConfig
+from megatrain.compose import compose, plain
+from megatrain.config import DeepSpeedConfig, FsdpConfig, FsdpShard, Precision, Schedule, TrainConfig
 from megatrain.errors import BAD_INPUT, DONE, InputError
 
 NEEDED = ["run_dir=r", "max_steps=1"]
@@ -92,6 +92,9 @@ def test_values_have_the_types_of_the_tree() -> None:
         ("modle=tiny", "modle: no such key; did you mean model?"),
         ("run_dir.x=1", "run_dir.x: no such key; did you mean run_dir?"),
         ("hydra.run.dir=x", "hydra.run.dir: no such key"),
+        ("engine=fsdq", "engine=fsdq: no such choice; legal: deepspeed, fsdp"),
+        ("engine.shard=full", "engine.shard: no such key; engine=fsdp has it"),
+        ("engine.shrd=full", "engine.shrd: no such key"),
         ("model=tin", "model=tin: no such choice; legal: gpt_125m, llama3_70b, "),
         ("precision=bf17", "precision=bf17: Invalid value 'bf17', expected one of [bf16, fp32, fp64]"),
         ("optim.schedule=linear", "optim.schedule=linear: Invalid value 'linear', expected one of [cosine, "),
@@ -125,6 +128,43 @@ def test_errors_are_one_line_that_begins_with_the_argument(
     assert printed.err.startswith(f"megatrain train: {message}")
     assert printed.err.endswith("\n")
     assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["engine=fsdp", "engine.zero_stage=2"], "engine.zero_stage: no such key; engine=deepspeed has it"),
+        (["engine.zero_stage=2", "engine=fsdp"], "engine.zero_stage: no such key; engine=deepspeed has it"),
+        (["engine=fsdp", "engine.offload_optimizer=true"], "engine.offload_optimizer: no such key; engine=deepspeed "),
+        (
+            ["engine=fsdp", "engine.shard=hybrid"],
+            "engine.shard=hybrid: Invalid value 'hybrid', expected one of [full, ",
+        ),
+        (["engine=fsdp", "engine=deepspeed", "engine.shard=full"], "engine.shard: no such key; engine=fsdp has it"),
+        (
+            ["engine=fsdp", "engine.name=deepspeed"],
+            "engine.name=deepspeed: legal: engine=deepspeed, which has its own ",
+        ),
+    ],
+)
+def test_keys_of_another_engine_are_no_keys(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *NEEDED, *arguments]) == BAD_INPUT
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"megatrain train: {message}")
+    assert len(printed.splitlines()) == 1
+
+
+def test_the_engine_brings_its_keys() -> None:
+    assert compose("train", NEEDED).engine == DeepSpeedConfig()
+    assert compose("train", [*NEEDED, "engine=deepspeed", "engine.zero_stage=1"]).engine == DeepSpeedConfig(
+        zero_stage=1
+    )
+    fsdp = compose("train", [*NEEDED, "engine=fsdp", "engine.shard=gradient"])
+    assert isinstance(fsdp, TrainConfig)
+    assert fsdp.engine == FsdpConfig(shard=FsdpShard.gradient)
+    assert plain(fsdp)["engine"] == {"name": "fsdp", "shard": "gradient"}
 
 
 def test_what_is_needed_is_named() -> None:

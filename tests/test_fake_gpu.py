@@ -1,7 +1,7 @@
 """Training steps on a fake GPU: nothing lies on the wrong device, and the host never waits for the device.
 
-Trainer, hooks, metrics, engine, model and optimizer are the real ones. In place of DeepSpeed, which needs a device that
-computes, stand autograd and the optimizer alone.
+Trainer, hooks, metrics, engines, model and optimizer are the real ones, and so is FSDP2. In place of DeepSpeed, which
+needs a device that computes, stand autograd and the optimizer alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 from megatrain import device, optimizer
 from megatrain.batch import Batch
-from megatrain.config import EngineConfig, EvaluationConfig, ParallelConfig, Precision, TrainConfig
+from megatrain.config import (
+    DeepSpeedConfig,
+    EngineConfig,
+    EvaluationConfig,
+    FsdpConfig,
+    FsdpShard,
+    ParallelConfig,
+    Precision,
+    TrainConfig,
+)
 from megatrain.data.loader import RankBatch
 from megatrain.model.transformer import Transformer
 from megatrain.observe.metrics import MetricStream
@@ -34,6 +43,13 @@ RANKS = 16
 STEPS = 5
 LAG = 2
 PRECISIONS = (Precision.bf16, Precision.fp32)
+ENGINES: dict[str, EngineConfig] = {
+    # Weights stay whole: nothing that DeepSpeed cuts is missing.
+    "zero1": DeepSpeedConfig(zero_stage=1),
+    "fsdp-full": FsdpConfig(shard=FsdpShard.full),
+    "fsdp-gradient": FsdpConfig(shard=FsdpShard.gradient),
+}
+RUNS = [f"{engine} {precision.value}" for engine in ENGINES for precision in PRECISIONS]
 
 
 class PlainDeepSpeed(nn.Module):
@@ -61,19 +77,21 @@ class PlainDeepSpeed(nn.Module):
 
 
 def train() -> dict[str, Any]:
-    """Trains STEPS steps in each precision, evaluating after every second one: what was done, written, waited for."""
+    """Trains STEPS steps in each of RUNS, evaluating after every second one: what was done, written, waited for."""
     fake_gpu.start(RANKS)
     mesh = meshes.build(ParallelConfig())
-    return {precision.value: train_in(precision, mesh) for precision in PRECISIONS}
+    return {run: train_in(ENGINES[run.split()[0]], Precision(run.split()[1]), mesh) for run in RUNS}
 
 
-def train_in(precision: Precision, mesh: Mesh) -> dict[str, Any]:
+def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str, Any]:
+    with torch.device("meta"):
+        model = Transformer(samples.MODEL)
     real = samples.batch(samples=4, sequence_length=32, seed=0)
     with fake_gpu.tensors() as (mode, host), tempfile.TemporaryDirectory() as folder:
         # As the loader gives them: in pinned memory, micro-batches being views of the step's.
         batch = real.map(mode.from_tensor).map(device.pin_memory)
         micro_batches = [samples.rows(batch, first, first + 2) for first in (0, 2)]
-        trainer = make_trainer(precision, Path(folder), mesh, micro_batches)
+        trainer = make_trainer(engine, precision, model, Path(folder), mesh, micro_batches)
         for step in range(STEPS):
             trainer.train_step(RankBatch(micro_batches, digest=(1 << 63) + step, first=0, last=63), began=0.0)
             trainer.after_step()
@@ -88,10 +106,12 @@ def train_in(precision: Precision, mesh: Mesh) -> dict[str, Any]:
         }
 
 
-def make_trainer(precision: Precision, folder: Path, mesh: Mesh, held_out: list[Batch]) -> Trainer:
+def make_trainer(
+    chosen: EngineConfig, precision: Precision, model: nn.Module, folder: Path, mesh: Mesh, held_out: list[Batch]
+) -> Trainer:
     """A trainer as train.build joins it, without what loads, saves and stops."""
     # Here, for it takes seconds and only the subprocess needs it; engines first, which says what DeepSpeed runs on.
-    from megatrain.engines.deepspeed import DeepSpeedEngine  # isort: skip
+    from megatrain.engines import select  # isort: skip
     import deepspeed
 
     config = TrainConfig(
@@ -99,13 +119,11 @@ def make_trainer(precision: Precision, folder: Path, mesh: Mesh, held_out: list[
         max_steps=STEPS,
         sequence_length=32,
         model=samples.MODEL,
-        engine=EngineConfig(zero_stage=1),  # Weights stay whole: nothing that DeepSpeed cuts is missing.
+        engine=chosen,
         evaluation=EvaluationConfig(every=2),
     )
     deepspeed.initialize = lambda model, optimizer, config: (PlainDeepSpeed(model, optimizer), config)
-    engine = DeepSpeedEngine(config.engine, precision, 2, config.optim.gradient_clip, sources=2)
-    with torch.device("meta"):
-        model = Transformer(config.model)
+    engine = select.make(chosen, precision, 2, config.optim.gradient_clip, sources=2)
     engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
     absent: Any = None
     return Trainer(
@@ -128,21 +146,22 @@ def runs() -> Any:
     return fake_gpu.run(train)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_host_never_waits_for_the_device(runs: Any, precision: Precision) -> None:
-    assert runs[precision.value]["waits"] == []
+@pytest.mark.parametrize("run", RUNS)
+def test_the_host_never_waits_for_the_device(runs: Any, run: str) -> None:
+    assert runs[run]["waits"] == []
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_all_is_trained_on_the_device(runs: Any, precision: Precision) -> None:
-    dtype = {Precision.bf16: "torch.bfloat16", Precision.fp32: "torch.float32"}[precision]
-    assert runs[precision.value]["weights"] == [f"{dtype} on fakegpu:0"]
+@pytest.mark.parametrize("run", RUNS)
+def test_all_is_trained_on_the_device(runs: Any, run: str) -> None:
+    """FSDP's weights are its masters between steps."""
+    dtype = "torch.bfloat16" if run == "zero1 bf16" else "torch.float32"
+    assert runs[run]["weights"] == [f"{dtype} on fakegpu:0"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_metrics_arrive_late_and_in_order(runs: Any, precision: Precision) -> None:
+@pytest.mark.parametrize("name", RUNS)
+def test_metrics_arrive_late_and_in_order(runs: Any, name: str) -> None:
     """The device does nothing until it is waited for, and only for what lies LAG records back."""
-    run = runs[precision.value]
+    run = runs[name]
     held_out = STEPS // 2
     assert run["waited_for"] == [LAG] * (STEPS + held_out - LAG)
     assert [(r["step"], "held_out_loss" in r) for r in run["records"]] == [

@@ -19,19 +19,18 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatrain import device
-from megatrain.batch import IGNORE, Batch, Stats
-from megatrain.config import EngineConfig, Precision
-from megatrain.engines import deepspeed_internals, ranges
+from megatrain.batch import Batch, Stats
+from megatrain.config import DeepSpeedConfig, Precision
+from megatrain.engines import common, deepspeed_internals, ranges
 from megatrain.engines.engine import Capabilities, OptimizerFactory
 from megatrain.engines.ranges import Shard, ShardReader
 from megatrain.parallel.mesh import Mesh
 
 
-def json_config(config: EngineConfig, precision: Precision, micro_batch_size: int) -> dict[str, Any]:
+def json_config(config: DeepSpeedConfig, precision: Precision, micro_batch_size: int) -> dict[str, Any]:
     """DeepSpeed's own configuration, from the typed tree."""
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
@@ -76,12 +75,12 @@ class DeepSpeedEngine:
     """The engine protocol over deepspeed.initialize."""
 
     capabilities = Capabilities(
-        zero_stages=(0, 1, 2, 3), offload_optimizer=True, precisions=("bf16", "fp32", "fp64"), schedules=()
+        sharding=(0, 1, 2, 3), offload_optimizer=True, precisions=("bf16", "fp32", "fp64"), schedules=()
     )
 
     def __init__(
         self,
-        config: EngineConfig,
+        config: DeepSpeedConfig,
         precision: Precision,
         micro_batch_size: int,
         gradient_clip: float,
@@ -133,9 +132,8 @@ class DeepSpeedEngine:
     def accumulate(self, micro_batches: Sequence[Batch], target_count: Tensor) -> Stats:
         """See Engine.accumulate."""
         self.deepspeed.train()
-        sums = _Sums(self.sources, self.device)
-        # max: a step without targets has no gradient and is skipped, but not by a division by zero.
-        scale = self.mesh.data_size / target_count.clamp(min=1).double()
+        sums = common.Sums(self.sources, self.device)
+        scale = common.loss_scale(target_count, divided_by=self.mesh.data_size)
         for i, batch in enumerate(micro_batches):
             self.deepspeed.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
             losses = self._losses(batch)
@@ -143,7 +141,8 @@ class DeepSpeedEngine:
             self.deepspeed.backward(losses.sum() * scale)
         self.internals.reduce()
         self.gradients = self.internals.gradients()
-        self.norm = self._gradient_norm()
+        group = None if self.internals.replicated else self.mesh.data_group
+        self.norm = common.gradient_norm(self.gradients, self.device, group)
         return sums.reduced(self.mesh, self.norm)
 
     def _losses(self, batch: Batch) -> Tensor:
@@ -151,40 +150,20 @@ class DeepSpeedEngine:
         return losses
 
     @torch.no_grad()
-    def _gradient_norm(self) -> Tensor:
-        """The global 2-norm, each element counted once; 0-dim float64 on the device: billions of squares are summed."""
-        norms = torch._foreach_norm(self.gradients, 2, dtype=torch.float64)
-        squares: Tensor = torch.stack(norms).square().sum().to(self.device)
-        if not self.internals.replicated:
-            dist.all_reduce(squares, group=self.mesh.data_group)
-        return squares.sqrt()
-
-    @torch.no_grad()
     def apply(self, learning_rate: float, skip: Tensor) -> None:
         """See Engine.apply."""
-        if self.gradient_clip > 0:
-            # A norm that isn't finite would make every gradient NaN; such a step is skipped anyway.
-            coefficient = (self.gradient_clip / (self.norm + 1e-6)).clamp(max=1.0)
-            self._scale(coefficient)
-        inner = self.internals.inner
-        for group in inner.param_groups:
-            group["lr"] = learning_rate
-        # Where the optimizer steps on the host (offload), this and the coefficient are read from the device.
-        inner.found_inf = skip.to(self.internals.flats()[0].device).float()  # type: ignore[attr-defined]
+        # Where the optimizer steps on the host (offload), the coefficient and `skip` are read from the device.
+        common.clip(self.gradients, self.norm, self.gradient_clip)
+        common.set_step(self.internals.inner, learning_rate, skip, self.internals.flats()[0].device)
         self.deepspeed.set_gradient_accumulation_boundary(True)
         self.deepspeed.step()
         self.gradients = []
-
-    def _scale(self, coefficient: Tensor) -> None:
-        """Multiplies every gradient in place; the coefficient goes where the gradients are (the host, if offloaded)."""
-        there = coefficient.to(self.gradients[0].device)
-        torch._foreach_mul_(self.gradients, there.to(self.gradients[0].dtype))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> Stats:
         """See Engine.evaluate."""
         self.deepspeed.eval()
-        sums = _Sums(self.sources, self.device)
+        sums = common.Sums(self.sources, self.device)
         for batch in micro_batches:
             sums.add(batch, self._losses(batch))
         self.internals.after_forwards()
@@ -197,7 +176,7 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def load_shards(self, reader: ShardReader) -> None:
         """See Engine.load_shards."""
-        self.internals.create_state(reader.optimizer_step)
+        common.create_state(self.internals.inner, self.internals.flats(), reader.optimizer_step)
         self.internals.before_load()
         for shard in self.internals.shards():
             ranges.load(shard, reader)
@@ -208,29 +187,7 @@ class DeepSpeedEngine:
         return int(self.internals.inner.state[self.internals.flats()[0]]["step"].item())
 
     @contextmanager
-    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
         """See Engine.gathered."""
         with deepspeed.zero.GatheredParameters(list(parameters), enabled=self.config.zero_stage == 3):
-            yield
-
-
-class _Sums:
-    """Loss sums and target counts by source, on the device."""
-
-    def __init__(self, sources: int, where: torch.device) -> None:
-        self.sources = torch.arange(sources, device=where)
-        self.loss = torch.zeros(sources, dtype=torch.float64, device=where)
-        self.targets = torch.zeros(sources, dtype=torch.int64, device=where)
-
-    def add(self, batch: Batch, losses: Tensor) -> None:
-        """losses: [B, S], 0 where there is no target."""
-        # A comparison instead of index_add_, whose order of summation on a GPU is not fixed.
-        of_source = batch.source[:, None] == self.sources
-        self.loss += (of_source * losses.sum(dim=1, dtype=self.loss.dtype)[:, None]).sum(dim=0)
-        self.targets += (of_source * (batch.targets != IGNORE).sum(dim=1)[:, None]).sum(dim=0)
-
-    def reduced(self, mesh: Mesh, norm: Tensor | None) -> Stats:
-        """The sums over all data-parallel ranks. Collective."""
-        dist.all_reduce(self.loss, group=mesh.data_group)
-        dist.all_reduce(self.targets, group=mesh.data_group)
-        return Stats(loss_sum=self.loss, target_count=self.targets, gradient_norm=norm)
+            yield parameters

@@ -29,11 +29,9 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
+from megatrain.engines.common import MOMENTS
 from megatrain.engines.ranges import MASTER, Shard
 from megatrain.errors import InputError
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state besides the step count: one vector each, of the ranges of the master (law 1)."""
 
 RELIED_ON: dict[type, dict[str, str]] = {
     DeepSpeedEngine: {
@@ -160,18 +158,6 @@ class Adapter:
                 tensors |= {moment: state[moment].view(-1)[first:last] for moment in MOMENTS}
                 ranges = ((start, start + last - first),)
                 yield Shard(self.names[parameter], self.shape(parameter), ranges, tensors, replica, replicas)
-
-    def create_state(self, step: int) -> None:
-        """Makes the optimizer's state where there is none yet, moments zero, and sets its step count.
-
-        The count lies on the device beside the moments, as fused AdamW keeps it. State that exists stays where it is.
-        """
-        for flat in self.flats():
-            state = self.inner.state[flat]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-                state |= {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
-            state["step"].fill_(step)
 
     def after_forwards(self) -> None:
         """Called after forward passes that no backward followed. Collective."""

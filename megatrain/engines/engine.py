@@ -28,7 +28,8 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Op
 class Capabilities:
     """What an engine can do, for the check at start and docs/parallelism.md."""
 
-    zero_stages: tuple[int, ...]
+    sharding: tuple[int | str, ...]
+    """Values of engine.zero_stage or engine.shard."""
     offload_optimizer: bool
     precisions: tuple[str, ...]
     schedules: tuple[str, ...]
@@ -74,6 +75,9 @@ class Engine(Protocol):
         """Steps that the optimizer has taken, skipped ones left out. Reads the device: for checkpoints only."""
         ...
 
-    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
-        """While it is open, `parameters` are whole on every rank."""
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Sequence[Tensor]]:
+        """Gives `parameters` (of the module, between steps) whole, in the same order, on every rank; to be read only.
+
+        The tensors are valid while it is open. Collective.
+        """
         ...

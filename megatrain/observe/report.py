@@ -191,7 +191,8 @@ def _layout(config: dict[str, Any], started: dict[str, Any]) -> str:
     engine = config["engine"]
     parts = [f"{started['world_size']} processes"] if "world_size" in started else []
     parts += [str(started["device"])] if "device" in started else []
-    parts.append(f"{engine['name']} ZeRO-{engine['zero_stage']}" if engine["name"] == "deepspeed" else engine["name"])
+    sharding = f"ZeRO-{engine['zero_stage']}" if "zero_stage" in engine else f"shard={engine['shard']}"
+    parts.append(f"{engine['name']} {sharding}")
     parts += [f"{name} {size}" for name, size in config["parallel"].items() if isinstance(size, int) and size > 1]
     return ", ".join(parts)
 

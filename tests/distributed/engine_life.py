@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatrain.batch import IGNORE, Batch, Stats
-from megatrain.config import EngineConfig, ModelConfig, Precision
+from megatrain.config import DeepSpeedConfig, EngineConfig, FsdpConfig, FsdpShard, ModelConfig, Precision
 from megatrain.engines import deepspeed as deepspeed_engine
 from megatrain.engines.deepspeed import DeepSpeedEngine
 from megatrain.engines.ranges import MASTER
 from megatrain.model import spec
 from megatrain.model.initialization import InitialWeights
 from tests import samples
-from tests.distributed.training import LEARNING_RATE, Curve, make_engine, micro_batches, train
+from tests.distributed.training import LEARNING_RATE, AnyEngine, Curve, make_engine, micro_batches, train
 from tests.engines.states import WholeState, resident_bytes, same, snapshot, weights_follow_masters, whole
 
 RANKS = 2
@@ -56,16 +56,21 @@ PARAMETERS = spec.parameter_count(MODEL)
 
 @dataclass(frozen=True)
 class Layout:
-    stage: int
+    """stage: of ZeRO; or how FSDP shards."""
+
+    stage: int | FsdpShard
     precision: Precision
     offload: bool = False
 
     def __str__(self) -> str:
-        return f"zero{self.stage}-{self.precision.name}{'-offload' * self.offload}"
+        engine = f"fsdp-{self.stage.value}" if isinstance(self.stage, FsdpShard) else f"zero{self.stage}"
+        return f"{engine}-{self.precision.name}{'-offload' * self.offload}"
 
     def engine(self) -> EngineConfig:
         """Small buckets, so that there are several of them and parameters larger than one."""
-        return EngineConfig(
+        if isinstance(self.stage, FsdpShard):
+            return FsdpConfig(shard=self.stage)
+        return DeepSpeedConfig(
             zero_stage=self.stage,
             offload_optimizer=self.offload,
             bucket_elements=1500,
@@ -75,7 +80,7 @@ class Layout:
         )
 
 
-LAYOUTS = [
+DEEPSPEED_LAYOUTS = [
     Layout(0, Precision.fp32),
     Layout(1, Precision.fp32),
     Layout(1, Precision.fp32, offload=True),
@@ -87,6 +92,14 @@ LAYOUTS = [
     Layout(2, Precision.bf16, offload=True),
     Layout(3, Precision.bf16),
     Layout(3, Precision.bf16, offload=True),
+]
+
+LAYOUTS = [
+    *DEEPSPEED_LAYOUTS,
+    Layout(FsdpShard.full, Precision.fp32),
+    Layout(FsdpShard.full, Precision.bf16),
+    Layout(FsdpShard.gradient, Precision.fp32),
+    Layout(FsdpShard.gradient, Precision.bf16),
 ]
 
 
@@ -112,22 +125,22 @@ def zero_settings(**settings: Any) -> Iterator[None]:
         yield
 
 
-def make(layout: Layout, **settings: Any) -> DeepSpeedEngine:
+def make(layout: Layout, **settings: Any) -> AnyEngine:
     # A rank's part of a 7B model has several sub-groups; this gives a small one several too.
     several = {"sub_group_size": 4000} if layout.stage == 3 else {}
     with zero_settings(**several, **settings):
         return make_engine(layout.engine(), layout.precision, MICRO_BATCH, MODEL)
 
 
-def accumulate(engine: DeepSpeedEngine, batch: Batch) -> Stats:
+def accumulate(engine: AnyEngine, batch: Batch) -> Stats:
     return engine.accumulate(micro_batches(batch, MICRO_BATCH), count(batch))
 
 
-def evaluate(engine: DeepSpeedEngine, batch: Batch) -> float:
+def evaluate(engine: AnyEngine, batch: Batch) -> float:
     return float(engine.evaluate(iter(micro_batches(batch, MICRO_BATCH))).loss())
 
 
-def skip(engine: DeepSpeedEngine) -> None:
+def skip(engine: AnyEngine) -> None:
     engine.apply(LEARNING_RATE, skip=torch.tensor(True))
 
 
@@ -223,7 +236,8 @@ def life(layout: Layout) -> Facts:
     """The task: both engines, on one rank."""
     before = set(resident_bytes())
     control = make(layout)
-    forbid_norms_of_deepspeed(control)
+    if isinstance(control, DeepSpeedEngine):
+        forbid_norms_of_deepspeed(control)
     fresh_is_initial = _is_initial(whole(control))
     early = train(control, batches()[EARLY], MICRO_BATCH)
     held = sum(size for storage, size in resident_bytes().items() if storage not in before)
@@ -231,7 +245,7 @@ def life(layout: Layout) -> Facts:
     late = train(control, batches()[LATE], MICRO_BATCH)
 
     engine = make(layout)
-    if layout.offload and layout.stage < 3:
+    if isinstance(engine, DeepSpeedEngine) and layout.offload and layout.stage in (1, 2):
         LateCopies(engine)
     fresh = snapshot(engine)
     weights_follow = {"fresh": weights_follow_masters(engine)}
@@ -257,7 +271,7 @@ def life(layout: Layout) -> Facts:
     assert curve == early, "the same engine twice has to train the same"
     assert more == late, "what was skipped or evaluated between them has to leave no trace"
     return Facts(
-        built=_describe(control),
+        built=_describe(control) if isinstance(control, DeepSpeedEngine) else {},
         shard_names={shard.name for shard in control.shards()},
         shard_elements=sum(shard.tensors[MASTER].numel() for shard in control.shards()),
         gradient_dtypes=disturbed.gradient_dtypes,
@@ -293,7 +307,7 @@ class Disturbed:
     empty_loss: float
 
 
-def _disturb(engine: DeepSpeedEngine) -> Disturbed:
+def _disturb(engine: AnyEngine) -> Disturbed:
     """All that has to change nothing."""
     start = snapshot(engine)
     unchanged = {}

@@ -20,13 +20,12 @@ from megatrain.batch import Batch
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import EngineConfig, Precision
-from megatrain.engines.deepspeed import DeepSpeedEngine
+from megatrain.config import DeepSpeedConfig, EngineConfig, FsdpConfig, FsdpShard, Precision
 from megatrain.model import spec
 from megatrain.resilience.agreement import Agreement
 from tests import reference, samples
 from tests.distributed.pool import Pool
-from tests.distributed.training import Curve, make_engine, train
+from tests.distributed.training import AnyEngine, Curve, make_engine, train
 from tests.engines.states import resident_bytes, same, snapshot
 
 pytestmark = pytest.mark.distributed
@@ -38,23 +37,28 @@ STATES = ("master", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Layout:
+    """stage: of ZeRO; or how FSDP shards."""
+
     ranks: int
-    stage: int
+    stage: int | FsdpShard
     precision: Precision = Precision.fp32
     offload: bool = False
 
     def __str__(self) -> str:
-        return f"{self.ranks}x-zero{self.stage}-{self.precision.name}{'-offload' * self.offload}"
+        engine = f"fsdp-{self.stage.value}" if isinstance(self.stage, FsdpShard) else f"zero{self.stage}"
+        return f"{self.ranks}x-{engine}-{self.precision.name}{'-offload' * self.offload}"
 
     def engine(self) -> EngineConfig:
-        return EngineConfig(zero_stage=self.stage, offload_optimizer=self.offload, persistence_elements=100)
+        if isinstance(self.stage, FsdpShard):
+            return FsdpConfig(shard=self.stage)
+        return DeepSpeedConfig(zero_stage=self.stage, offload_optimizer=self.offload, persistence_elements=100)
 
 
 def batches(first: int, last: int) -> list[Batch]:
     return [samples.batch(samples=7, sequence_length=16, seed=step) for step in range(first, last)]
 
 
-def save(engine: DeepSpeedEngine, run_dir: Path, name: str) -> None:
+def save(engine: AnyEngine, run_dir: Path, name: str) -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     manager = CheckpointManager(run_dir, rank, size, Agreement(_get_default_store(), size, name))
     state = TrainerState(
@@ -139,6 +143,8 @@ SAME = [
     Layout(2, 2, Precision.bf16),
     Layout(2, 3),
     Layout(2, 3, Precision.bf16, offload=True),
+    Layout(2, FsdpShard.full),
+    Layout(2, FsdpShard.gradient, Precision.bf16),
 ]
 
 
@@ -160,6 +166,9 @@ def test_the_same_layout_continues_to_the_bit(runs: Runs, layout: Layout) -> Non
         Layout(2, 3, offload=True),
         Layout(3, 2, offload=True),
         Layout(3, 3),
+        Layout(1, FsdpShard.full),
+        Layout(2, FsdpShard.gradient),
+        Layout(3, FsdpShard.full),
     ],
     ids=str,
 )
@@ -171,19 +180,47 @@ def test_another_layout_continues_with_the_same_numbers(runs: Runs, layout: Layo
     assert reference.difference(curve.gradient_norms, expected.gradient_norms) <= 4 * 2.5e-7
 
 
+@pytest.mark.parametrize("layout", [Layout(1, 2), Layout(2, 3), Layout(3, 1), Layout(3, FsdpShard.full)], ids=str)
+def test_from_fsdp_another_layout_continues_with_the_same_numbers(runs: Runs, layout: Layout) -> None:
+    folder, expected = runs.of(Layout(2, FsdpShard.full))
+    again, curve = runs.through(layout, folder)
+    assert_same_state(folder, again)
+    assert reference.difference(curve.losses, expected.losses) <= 4 * 2.5e-7
+    assert reference.difference(curve.gradient_norms, expected.gradient_norms) <= 4 * 2.5e-7
+
+
 def test_through_many_layouts_and_back(runs: Runs) -> None:
     folder, expected = runs.of(Layout(2, 3))
     came: Path = folder
-    for layout in (Layout(1, 2), Layout(2, 1), Layout(3, 3, offload=True), Layout(1, 0), Layout(2, 3)):
+    others = (
+        Layout(1, 2),
+        Layout(2, FsdpShard.full),
+        Layout(2, 1),
+        Layout(1, FsdpShard.gradient),
+        Layout(3, FsdpShard.full),
+        Layout(3, 3, offload=True),
+        Layout(1, 0),
+    )
+    for layout in (*others, Layout(2, 3)):
         came, curve = runs.through(layout, came)
     assert_same_state(folder, came)
     assert curve == expected
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 3, Precision.bf16), Layout(1, 1, Precision.bf16)], ids=str)
-def test_other_layouts_in_bf16(runs: Runs, layout: Layout) -> None:
+@pytest.mark.parametrize(
+    ("saved", "layout"),
+    [
+        (Layout(2, 2, Precision.bf16), Layout(2, 3, Precision.bf16)),
+        (Layout(2, 2, Precision.bf16), Layout(1, 1, Precision.bf16)),
+        (Layout(2, 2, Precision.bf16), Layout(2, FsdpShard.full, Precision.bf16)),
+        (Layout(2, FsdpShard.gradient, Precision.bf16), Layout(2, 3, Precision.bf16)),
+        (Layout(2, FsdpShard.gradient, Precision.bf16), Layout(3, FsdpShard.full, Precision.bf16)),
+    ],
+    ids=str,
+)
+def test_other_layouts_in_bf16(runs: Runs, saved: Layout, layout: Layout) -> None:
     """The same micro-batches at the same weights: the first loss has the same bits."""
-    folder, expected = runs.of(Layout(2, 2, Precision.bf16))
+    folder, expected = runs.of(saved)
     again, curve = runs.through(layout, folder)
     assert_same_state(folder, again)
     if layout.ranks == 2:

@@ -60,22 +60,22 @@ def stop(command: Command, run_dir: Path, step: int, *numbers: signal.Signals) -
 
 
 @pytest.mark.parametrize(
-    ("precision", "zero_stage", "numbers"),
+    ("overrides", "numbers"),
     [
-        ("fp32", 3, [signal.SIGTERM]),
-        ("bf16", 3, [signal.SIGTERM]),
-        ("bf16", 1, [signal.SIGUSR1, signal.SIGUSR1]),
+        (("precision=fp32", "engine.zero_stage=3"), [signal.SIGTERM]),
+        (("precision=bf16", "engine.zero_stage=3"), [signal.SIGTERM]),
+        (("precision=bf16", "engine.zero_stage=1"), [signal.SIGUSR1, signal.SIGUSR1]),
+        (("precision=bf16", "engine=fsdp"), [signal.SIGTERM]),
     ],
+    ids=["zero3-fp32", "zero3-bf16", "zero1-bf16-twice", "fsdp-bf16"],
 )
 def test_a_run_that_was_stopped_trains_the_same(
-    precision: str,
-    zero_stage: int,
+    overrides: tuple[str, ...],
     numbers: list[signal.Signals],
     small_set: Path,
     uninterrupted: Uninterrupted,
     tmp_path: Path,
 ) -> None:
-    overrides = (f"precision={precision}", f"engine.zero_stage={zero_stage}")
     expected = curve(uninterrupted(*overrides))
     assert [step for step, *_ in expected] == list(range(1, STEPS + 1))
     run_dir = tmp_path / "run"

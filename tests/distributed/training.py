@@ -11,7 +11,9 @@ from megatrain import optimizer
 from megatrain.batch import IGNORE, Batch
 from megatrain.config import EngineConfig, ModelConfig, OptimConfig, ParallelConfig, Precision
 from megatrain.data.slots import slots
+from megatrain.engines import select
 from megatrain.engines.deepspeed import DeepSpeedEngine
+from megatrain.engines.fsdp import FsdpEngine
 from megatrain.engines.ranges import ShardReader
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.transformer import Transformer
@@ -19,6 +21,8 @@ from megatrain.parallel import mesh as meshes
 from tests import samples
 
 LEARNING_RATE = 1e-3
+
+AnyEngine = DeepSpeedEngine | FsdpEngine
 
 
 @dataclass
@@ -37,9 +41,10 @@ def make_engine(
     optim: OptimConfig = samples.OPTIM,
     reader: ShardReader | None = None,
     seed: int = 0,
-) -> DeepSpeedEngine:
+) -> AnyEngine:
     """An engine on this rank, loaded from `reader` or with initial weights."""
-    made = DeepSpeedEngine(engine, precision, micro_batch_size, optim.gradient_clip, sources=2)
+    made = select.make(engine, precision, micro_batch_size, optim.gradient_clip, sources=2)
+    assert isinstance(made, AnyEngine)
     with torch.device("meta"):
         module = Transformer(model)
     made.build([module], meshes.build(ParallelConfig()), lambda parameters: optimizer.build(optim, model, parameters))
@@ -54,7 +59,7 @@ def micro_batches(batch: Batch, micro_batch_size: int) -> list[Batch]:
 
 
 def train(
-    engine: DeepSpeedEngine, batches: list[Batch], micro_batch_size: int, learning_rate: float = LEARNING_RATE
+    engine: AnyEngine, batches: list[Batch], micro_batch_size: int, learning_rate: float = LEARNING_RATE
 ) -> Curve:
     """A step for each global batch."""
     curve = Curve([], [])
@@ -69,8 +74,13 @@ def train(
 
 
 def train_from_start(
-    engine: EngineConfig, precision: Precision, batches: list[Batch], micro_batch_size: int, seed: int = 0
+    engine: EngineConfig,
+    precision: Precision,
+    batches: list[Batch],
+    micro_batch_size: int,
+    seed: int = 0,
+    model: ModelConfig = samples.MODEL,
 ) -> Curve:
     """The whole of it, as a task of the pool."""
-    made = make_engine(engine, precision, micro_batch_size, seed=seed)
+    made = make_engine(engine, precision, micro_batch_size, model, seed=seed)
     return train(made, batches, micro_batch_size)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from megatrain.checkpoint.format import Row, check_coverage
-from megatrain.engines.deepspeed import DeepSpeedEngine
 from megatrain.engines.ranges import MASTER
+from tests.distributed.training import AnyEngine
 
 State = dict[str, Tensor]
 
@@ -27,7 +28,7 @@ class WholeState:
         return self.tensors[state, name][start:stop]
 
 
-def snapshot(engine: DeepSpeedEngine) -> State:
+def snapshot(engine: AnyEngine) -> State:
     """Copies of everything on this rank that a step changes: masters, moments, weights and the step count."""
     copies = {
         f"{state} {shard.name} {shard.ranges}": tensor.clone()
@@ -35,7 +36,8 @@ def snapshot(engine: DeepSpeedEngine) -> State:
         for state, tensor in shard.tensors.items()
     }
     for name, parameter in engine.module.named_parameters():
-        copies[f"weight {name}"] = parameter.detach().clone()
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        copies[f"weight {name}"] = local.detach().clone()
         if hasattr(parameter, "ds_tensor"):
             # A part behind the parameter's end is uninitialised memory, which may hold a NaN.
             part = parameter.ds_tensor.numel()
@@ -51,7 +53,7 @@ def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def whole(engine: DeepSpeedEngine) -> WholeState:
+def whole(engine: AnyEngine) -> WholeState:
     """The state of all ranks. Collective. Raises BrokenCheckpoint where ranges overlap or elements are missing."""
     mine = [
         (Row(0, state, shard.name, shard.shape, str(tensor.dtype), start, stop, 0), tensor.clone())
@@ -68,14 +70,14 @@ def whole(engine: DeepSpeedEngine) -> WholeState:
     return WholeState(engine.optimizer_step(), tensors)
 
 
-def weights_follow_masters(engine: DeepSpeedEngine) -> bool:
-    """Whether every weight is its master, cast. Collective: under ZeRO-3 the weights are gathered for it."""
+def weights_follow_masters(engine: AnyEngine) -> bool:
+    """Whether every weight is its master, cast. Collective: weights that are sharded are gathered for it."""
     masters = whole(engine)
     parameters = dict(engine.module.named_parameters())
-    with engine.gathered(list(parameters.values())):
+    with engine.gathered(list(parameters.values())) as weights:
         return all(
-            torch.equal(parameter.detach().flatten(), masters.tensors[MASTER, name].to(parameter.dtype))
-            for name, parameter in parameters.items()
+            torch.equal(weight.detach().flatten(), masters.tensors[MASTER, name].to(weight.dtype))
+            for name, weight in zip(parameters, weights, strict=True)
         )
 
 
@@ -83,5 +85,6 @@ def resident_bytes() -> dict[int, int]:
     """Bytes of every tensor storage that this process holds, by storage."""
     gc.collect()
     tensors = [value for value in gc.get_objects() if isinstance(value, Tensor) and value.device.type != "meta"]
-    storages = [tensor.untyped_storage() for tensor in tensors]
+    # A DTensor is a wrapper; the memory is its local tensor's.
+    storages = [tensor.untyped_storage() for tensor in tensors if not isinstance(tensor, DTensor)]
     return {storage._cdata: storage.nbytes() for storage in storages}

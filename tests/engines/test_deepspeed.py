@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatrain.config import EngineConfig, Precision
+from megatrain.config import DeepSpeedConfig, Precision
 from megatrain.engines import deepspeed_internals
 from megatrain.engines.deepspeed import DeepSpeedEngine, json_config
 from megatrain.errors import InputError
@@ -25,7 +25,7 @@ RELIED_ON = [(owner, method) for owner, methods in deepspeed_internals.RELIED_ON
     bucket=st.integers(1, 10**9),
 )
 def test_what_holds_in_every_configuration(stage: int, offload: bool, precision: Precision, bucket: int) -> None:
-    config = EngineConfig(zero_stage=stage, offload_optimizer=offload, bucket_elements=bucket)
+    config = DeepSpeedConfig(zero_stage=stage, offload_optimizer=offload, bucket_elements=bucket)
     generated = json_config(config, precision, micro_batch_size=3)
     zero = generated["zero_optimization"]
     assert generated["train_micro_batch_size_per_gpu"] == 3
@@ -45,7 +45,7 @@ def test_what_holds_in_every_configuration(stage: int, offload: bool, precision:
 
 
 def test_zero_3_and_offload() -> None:
-    config = EngineConfig(
+    config = DeepSpeedConfig(
         zero_stage=3, offload_optimizer=True, prefetch_elements=5, max_live_elements=6, persistence_elements=7
     )
     assert json_config(config, Precision.bf16, 1)["zero_optimization"] == {
@@ -64,7 +64,9 @@ def test_zero_3_and_offload() -> None:
 
 def test_on_an_accelerator_communication_overlaps_and_host_memory_is_pinned() -> None:
     with mock.patch("megatrain.device.accelerator", return_value="cuda"):
-        zero = json_config(EngineConfig(zero_stage=2, offload_optimizer=True), Precision.bf16, 1)["zero_optimization"]
+        zero = json_config(DeepSpeedConfig(zero_stage=2, offload_optimizer=True), Precision.bf16, 1)[
+            "zero_optimization"
+        ]
     assert zero["overlap_comm"] is True
     assert zero["offload_optimizer"]["pin_memory"] is True
 
@@ -79,7 +81,7 @@ def test_another_source_is_refused_before_anything_is_built(owner: type, method:
         mock.patch.dict(deepspeed_internals.RELIED_ON[owner], {method: "0" * 16}),
         pytest.raises(InputError) as error,
     ):
-        DeepSpeedEngine(EngineConfig(), Precision.fp32, 1, 1.0)
+        DeepSpeedEngine(DeepSpeedConfig(), Precision.fp32, 1, 1.0)
     assert f"{owner.__name__}.{method} of deepspeed 0.19" in str(error.value)
     assert "legal: deepspeed 0.19.8" in str(error.value)
     assert "\n" not in str(error.value)

@@ -1,0 +1,99 @@
+"""What every engine does alike, whoever shards: sums of losses, gradient norm, clipping, the fused optimizer's state.
+
+Design choices:
+- Nothing here reads the device, and nothing knows who holds which range: the engines give lists of local tensors.
+- Sums over billions of elements are taken in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatrain.batch import IGNORE, Batch, Stats
+from megatrain.parallel.mesh import Mesh
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state besides the step count: one vector each, of the ranges of the master (law 1)."""
+
+
+class Sums:
+    """Loss sums and target counts by source, on the device."""
+
+    def __init__(self, sources: int, where: torch.device) -> None:
+        self.sources = torch.arange(sources, device=where)
+        self.loss = torch.zeros(sources, dtype=torch.float64, device=where)
+        self.targets = torch.zeros(sources, dtype=torch.int64, device=where)
+
+    def add(self, batch: Batch, losses: Tensor) -> None:
+        """losses: [B, S], 0 where there is no target."""
+        # A comparison instead of index_add_, whose order of summation on a GPU is not fixed.
+        of_source = batch.source[:, None] == self.sources
+        self.loss += (of_source * losses.sum(dim=1, dtype=self.loss.dtype)[:, None]).sum(dim=0)
+        self.targets += (of_source * (batch.targets != IGNORE).sum(dim=1)[:, None]).sum(dim=0)
+
+    def reduced(self, mesh: Mesh, norm: Tensor | None) -> Stats:
+        """The sums over all data-parallel ranks. Collective."""
+        dist.all_reduce(self.loss, group=mesh.data_group)
+        dist.all_reduce(self.targets, group=mesh.data_group)
+        return Stats(loss_sum=self.loss, target_count=self.targets, gradient_norm=norm)
+
+
+def loss_scale(target_count: Tensor, divided_by: int = 1) -> Tensor:
+    """What a sum of token losses is multiplied by (law 3), 0-dim float64.
+
+    divided_by: what the reduction of gradients will divide by, where it averages over ranks.
+    """
+    # max: a step without targets has no gradient and is skipped, but not by a division by zero.
+    return divided_by / target_count.clamp(min=1).double()
+
+
+@torch.no_grad()
+def gradient_norm(gradients: Sequence[Tensor], where: torch.device, group: dist.ProcessGroup | None) -> Tensor:
+    """The global 2-norm, 0-dim float64 on the device `where`.
+
+    gradients: each element once over the ranks of `group`, or all of them on this rank where `group` is None.
+    """
+    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float64)
+    squares: Tensor = torch.stack(norms).square().sum().to(where)
+    if group is not None:
+        dist.all_reduce(squares, group=group)
+    return squares.sqrt()
+
+
+@torch.no_grad()
+def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
+    """Scales the gradients in place so that their global norm is at most `largest`; 0: leaves them.
+
+    The coefficient goes where the gradients are: the host, if they were offloaded.
+    """
+    if largest > 0:
+        # A norm that isn't finite would make every gradient NaN; such a step is skipped anyway.
+        coefficient = (largest / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(list(gradients), coefficient.to(gradients[0].device).to(gradients[0].dtype))
+
+
+def set_step(optimizer: torch.optim.Optimizer, learning_rate: float, skip: Tensor, where: torch.device) -> None:
+    """What the fused optimizer's next step reads: the rate, and whether it leaves everything as it is.
+
+    where: the device of the masters. Where that is the host and `skip` isn't, this reads the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.found_inf = skip.to(where).float()  # type: ignore[attr-defined]
+
+
+def create_state(optimizer: torch.optim.Optimizer, masters: Iterable[Tensor], step: int) -> None:
+    """Makes the optimizer's state where there is none yet, moments zero, and sets its step count.
+
+    The count lies on the device beside the moments, as fused AdamW keeps it. State that exists stays where it is.
+    """
+    for master in masters:
+        state = optimizer.state[master]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            state |= {moment: torch.zeros_like(master, requires_grad=False) for moment in MOMENTS}
+        state["step"].fill_(step)

@@ -1,0 +1,183 @@
+"""The FSDP engine: PyTorch's fully_shard (FSDP2), behind the engine protocol.
+
+Design choices:
+- A layer is what is gathered, freed and reduced at once; so are the embedding and the head, each on its own unless they
+  share their weight, which then belongs to the whole module, as the last norm does. Every parameter is cut along
+  dimension 0 into equal rows, the last ranks having fewer: one range of law 1.
+- Masters are the sharded parameters: fp32, or fp64 at precision=fp64. In bf16 they are cast before they are gathered,
+  so no bf16 weight lives between steps.
+- Gradients are reduced after every micro-batch, in the masters' precision, and add up in the sharded gradients.
+  Reducing once a step would keep whole fp32 gradients: more memory than a sharded master, its moments and gradient.
+- FSDP averages over the ranks; it is told to sum, so that the loss's scale alone is law 3.
+- The optimizer steps plain views of the local shards. Shards without elements (a bias of 3 on 8 ranks) have none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from megatrain import device
+from megatrain.batch import Batch, Stats
+from megatrain.config import FsdpConfig, FsdpShard, Precision
+from megatrain.engines import common, ranges
+from megatrain.engines.common import MOMENTS
+from megatrain.engines.engine import Capabilities, OptimizerFactory
+from megatrain.engines.ranges import MASTER, Shard, ShardReader
+from megatrain.parallel.mesh import Mesh
+
+# The losses are a view, of which it warns at every forward; an operation in place would harm, and none is done.
+warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
+
+
+class FsdpEngine:
+    """The engine protocol over torch.distributed.fsdp.fully_shard."""
+
+    capabilities = Capabilities(
+        sharding=tuple(shard.value for shard in FsdpShard),
+        offload_optimizer=False,
+        precisions=("bf16", "fp32", "fp64"),
+        schedules=(),
+    )
+
+    def __init__(self, config: FsdpConfig, precision: Precision, gradient_clip: float, sources: int = 1) -> None:
+        """gradient_clip: largest global norm, 0 for none. sources: how many data sources Stats tell apart."""
+        self.keeps_weights = config.shard is FsdpShard.gradient
+        self.master_dtype = torch.float64 if precision is Precision.fp64 else torch.float32
+        self.mixed_precision = MixedPrecisionPolicy(
+            param_dtype=device.DTYPES[precision.value],
+            reduce_dtype=self.master_dtype,
+            # What a layer gets besides hidden states, such as rotary angles, is in fp32 on purpose.
+            cast_forward_inputs=False,
+        )
+        self.gradient_clip = gradient_clip
+        self.sources = sources
+
+    def build(self, chunks: Sequence[nn.Module], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
+        """Takes one module on the meta device. Collective."""
+        (module,) = chunks
+        self.mesh = mesh
+        self.device = device.device()
+        self.module: nn.Module = module.double() if self.master_dtype is torch.float64 else module
+        self.units = self._shard(module)
+        # Each rank gets memory for its shards only.
+        module.to_empty(device=self.device)
+        self.sharded = {name: p for name, p in module.named_parameters() if isinstance(p, DTensor)}
+        self.masters = {
+            name: nn.Parameter(local)
+            for name, parameter in self.sharded.items()
+            if (local := parameter.to_local().detach()).numel()
+        }
+        self.optimizer = optimizer_factory(self.masters.items())
+        self.gradients: list[Tensor] = []
+        self.norm = torch.zeros((), device=self.device)
+
+    def _shard(self, module: nn.Module) -> dict[nn.Module, FSDPModule]:
+        """Cuts the module's parameters. Returns what is gathered at once, the whole module last."""
+        mesh = self.mesh.device_mesh["dp"]
+        embedding, head = module.get_submodule("embedding"), module.get_submodule("head")
+        tied = not set(head.parameters()).isdisjoint(embedding.parameters())
+        units: dict[nn.Module, FSDPModule] = {}
+        for each in (*module.get_submodule("layers").children(), *(() if tied else (embedding, head)), module):
+            # The head, and what belongs to the whole module, is needed again as soon as the forward is over.
+            frees = not self.keeps_weights and each not in (head, module)
+            unit = fully_shard(each, mesh=mesh, reshard_after_forward=frees, mp_policy=self.mixed_precision)
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+            units[each] = unit
+        return units
+
+    def accumulate(self, micro_batches: Sequence[Batch], target_count: Tensor) -> Stats:
+        """See Engine.accumulate."""
+        self.module.train()
+        sums = common.Sums(self.sources, self.device)
+        scale = common.loss_scale(target_count)
+        for i, batch in enumerate(micro_batches):
+            if self.keeps_weights:
+                # They were all gathered when the forward ended: keeping them for the next one raises no peak.
+                self.units[self.module].set_reshard_after_backward(i == len(micro_batches) - 1)
+            losses = self._losses(batch)
+            sums.add(batch, losses.detach())
+            (losses.sum() * scale).backward()  # type: ignore[no-untyped-call]
+        self.gradients = []
+        for name, master in self.masters.items():
+            gradient = self.sharded[name].grad
+            assert isinstance(gradient, DTensor)
+            master.grad = gradient.to_local()
+            self.gradients.append(master.grad)
+        self.norm = common.gradient_norm(self.gradients, self.device, self.mesh.data_group)
+        return sums.reduced(self.mesh, self.norm)
+
+    def _losses(self, batch: Batch) -> Tensor:
+        losses: Tensor = self.module(batch.input_ids, batch.positions, batch.start, batch.end, batch.targets)
+        return losses
+
+    @torch.no_grad()
+    def apply(self, learning_rate: float, skip: Tensor) -> None:
+        """See Engine.apply."""
+        common.clip(self.gradients, self.norm, self.gradient_clip)
+        common.set_step(self.optimizer, learning_rate, skip, self.device)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.module.zero_grad()
+        self.gradients = []
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Iterable[Batch]) -> Stats:
+        """See Engine.evaluate."""
+        self.module.eval()
+        sums = common.Sums(self.sources, self.device)
+        for batch in micro_batches:
+            sums.add(batch, self._losses(batch))
+        # What waits for a backward is free again, and the module has its shards.
+        for unit in self.units.values():
+            unit.reshard()
+        return sums.reduced(self.mesh, None)
+
+    def shards(self) -> Iterable[Shard]:
+        """See Engine.shards."""
+        for name, master in self.masters.items():
+            shape = tuple(self.sharded[name].shape)
+            rows = -(-shape[0] // self.mesh.data_size)
+            start = self.mesh.data_rank * rows * (master.numel() // len(master))
+            state = self.optimizer.state[master]
+            tensors = {MASTER: master.detach().view(-1), **{moment: state[moment].view(-1) for moment in MOMENTS}}
+            yield Shard(name, shape, ((start, start + master.numel()),), tensors)
+
+    @torch.no_grad()
+    def load_shards(self, reader: ShardReader) -> None:
+        """See Engine.load_shards. Weights follow by themselves: every gather reads the masters."""
+        common.create_state(self.optimizer, self.masters.values(), reader.optimizer_step)
+        for shard in self.shards():
+            ranges.load(shard, reader)
+
+    def optimizer_step(self) -> int:
+        """See Engine.optimizer_step."""
+        return int(self.optimizer.state[next(iter(self.masters.values()))]["step"].item())
+
+    @contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
+        """See Engine.gathered. Gathers whole layers."""
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        owners: dict[nn.Parameter, FSDPModule] = {}
+        for module, unit in self.units.items():
+            # The whole module comes last: what no other unit holds is its own.
+            for parameter in module.parameters():
+                owners.setdefault(parameter, unit)
+        units = {owners[parameter] for parameter in parameters}
+        for unit in self.units.values():
+            # In the same order on every rank.
+            if unit in units:
+                unit.unshard()
+        whole = dict(self.module.named_parameters())
+        try:
+            yield [whole[names[parameter]] for parameter in parameters]
+        finally:
+            for unit in units:
+                unit.reshard()
