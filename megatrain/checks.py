@@ -113,6 +113,10 @@ def _check_engine(config: TrainConfig) -> None:
         raise bad_value("engine.name", engine.name.value, f"legal: engine={engine.name.value}, which has its own keys")
     if not isinstance(engine, DeepSpeedConfig):
         return
+    for key in ("bucket_elements", "prefetch_elements", "max_live_elements", "persistence_elements"):
+        least = 1 if key == "bucket_elements" else 0
+        if getattr(engine, key) < least:
+            raise bad_value(f"engine.{key}", getattr(engine, key), f"legal: {least} or more")
     if engine.zero_stage not in (0, 1, 2, 3):
         raise bad_value("engine.zero_stage", engine.zero_stage, "legal: 0, 1, 2, 3")
     if engine.zero_stage == 0 and config.precision is Precision.bf16:

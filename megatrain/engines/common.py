@@ -30,10 +30,12 @@ class Sums:
 
     def add(self, batch: Batch, losses: Tensor) -> None:
         """losses: [B, S], 0 where there is no target."""
-        # A comparison instead of index_add_, whose order of summation on a GPU is not fixed.
+        # A comparison instead of index_add_, whose order of summation on a GPU is not fixed; `where` instead of a
+        # product, so that a loss that isn't finite stays with its own source.
         of_source = batch.source[:, None] == self.sources
-        self.loss += (of_source * losses.sum(dim=1, dtype=self.loss.dtype)[:, None]).sum(dim=0)
-        self.targets += (of_source * (batch.targets != IGNORE).sum(dim=1)[:, None]).sum(dim=0)
+        loss = losses.sum(dim=1, dtype=self.loss.dtype)[:, None]
+        self.loss += torch.where(of_source, loss, 0.0).sum(dim=0)
+        self.targets += torch.where(of_source, (batch.targets != IGNORE).sum(dim=1)[:, None], 0).sum(dim=0)
 
     def reduced(self, mesh: Mesh, norm: Tensor | None) -> Stats:
         """The sums over all data-parallel ranks. Collective."""

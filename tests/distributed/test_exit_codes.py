@@ -65,6 +65,7 @@ IMPOSSIBLE = {
     "global_batch_size=1": "global_batch_size=1: 2 ranks need a sample each; legal: at least 2",
     "global_batch_size=5": "global_batch_size=5: leaves 37.5% of the slots of 2 ranks",
     "engine.zero_stage=0": "engine.zero_stage=0: not in bf16",
+    "engine.bucket_elements=0": "engine.bucket_elements=0: legal: 1 or more",
     "parallel.tensor=2": "parallel.tensor=2: only data parallelism",
     "launch.nodes=2": "launch.rendezvous=null: launch.nodes=2 need HOST:PORT to meet at",
     "launch.processes=0": "launch.processes=0: legal: above 0",
