@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -195,3 +197,10 @@ def test_a_failure_leaves_nothing_behind_for_the_next() -> None:
         compose("train", [*NEEDED, "seed=x", "data.sources.a.path=x"])
     config = compose("train", NEEDED)
     assert (config.seed, config.data.sources) == (0, {})
+
+
+def test_composing_silences_no_logger() -> None:
+    """Hydra's own `disabled` switches off every logger that exists by then."""
+    before = logging.getLogger("megatrain.made.before")
+    compose("report", ["run_dir=run"])
+    assert not before.disabled
