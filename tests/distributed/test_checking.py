@@ -1,4 +1,4 @@
-"""Each rule of the checks catches a program that gloo lets pass, and says where; right programs pass."""
+"""Each rule of the checks catches a wrong program, and says where; right programs pass, and what they call is seen."""
 
 from __future__ import annotations
 
