@@ -6,6 +6,7 @@ Design choices:
 - A task is a function of the test module by name; its arguments and results travel by pickle.
 - A hang becomes a stack: each rank dumps its threads at the task's deadline and dies; a failure on one rank ends the
   others a moment later. The pool starts new ranks for the next task.
+- What gloo does and NCCL wouldn't is a failure too (checking.py), in every task.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import importlib
 import multiprocessing
 import os
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
+
+from tests.distributed import checking
 
 GRACE_SECONDS = 5.0
 """How long the other ranks may still take once one has failed."""
@@ -40,19 +45,29 @@ class Pool:
     def run(self, function: Callable[..., Any], ranks: int, timeout: float = 60.0, **arguments: Any) -> list[Any]:
         """Runs `function(**arguments)` on `ranks` ranks at once; their results, in order of rank.
 
-        The function is importable by name. Raises RankFailedError, with the traceback of the rank that failed first.
+        The function is importable by name. Raises RankFailedError, with the traceback of the rank that failed first, or
+        with the collectives that don't match.
         """
         self._start(ranks)
-        task = (function.__module__, function.__qualname__, arguments, ranks, _free_port(), timeout)
-        for _, connection in self._ranks[:ranks]:
-            connection.send(task)
-        try:
-            return self._collect(ranks, time.monotonic() + timeout + GRACE_SECONDS)
-        except BaseException:
-            self.close()
-            raise
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / str(rank) for rank in range(ranks)]
+            task = (function.__module__, function.__qualname__, arguments, ranks, _free_port(), timeout)
+            for (_, connection), path in zip(self._ranks, paths, strict=False):
+                connection.send((*task, path))
+            try:
+                results, failures = self._collect(ranks, time.monotonic() + timeout + GRACE_SECONDS)
+            except BaseException:
+                self.close()
+                raise
+            if failures:
+                self.close()  # Before their files are read: a rank may be writing still.
+            mismatch = checking.conflict([checking.read(path) for path in paths], complete=not failures)
+        if failures or mismatch:
+            raise RankFailedError("\n".join([*failures, *([mismatch] if mismatch else [])]))
+        return results
 
-    def _collect(self, ranks: int, deadline: float) -> list[Any]:
+    def _collect(self, ranks: int, deadline: float) -> tuple[list[Any], list[str]]:
+        """The results and the failures."""
         results: dict[int, Any] = {}
         failures: list[str] = []
         waiting = {connection: rank for rank, (_, connection) in enumerate(self._ranks[:ranks])}
@@ -68,9 +83,7 @@ class Pool:
                     failures.append(f"rank {rank}: {results[rank]}")
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         failures += [f"rank {rank}: gave no answer" for rank in waiting.values()]
-        if failures:
-            raise RankFailedError("\n".join(failures))
-        return [results[rank] for rank in range(ranks)]
+        return [results.get(rank) for rank in range(ranks)], failures
 
     def _start(self, ranks: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -104,7 +117,7 @@ def _serve(rank: int, connection: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            module, name, arguments, ranks, port, timeout = connection.recv()
+            module, name, arguments, ranks, port, timeout, path = connection.recv()
         except EOFError:
             return
         faulthandler.dump_traceback_later(timeout, exit=True, file=2)
@@ -116,7 +129,7 @@ def _serve(rank: int, connection: Connection) -> None:
             "MASTER_PORT": str(port),
         }
         try:
-            with _process_group(timeout):
+            with _process_group(timeout), checking.checked(path):
                 function = importlib.import_module(module)
                 for part in name.split("."):
                     function = getattr(function, part)
