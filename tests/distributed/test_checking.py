@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from megatrain.batch import Batch
-from megatrain.config import EngineConfig, Precision
+from megatrain.config import DeepSpeedConfig, Precision
 from tests import samples
 from tests.distributed import checking
 from tests.distributed.checking import Call, conflict
@@ -244,7 +244,7 @@ def test_the_check_keeps_no_lock(pool: Pool) -> None:
 
 def engine_step(stage: int) -> list[str]:
     """What one step of one micro-batch calls."""
-    engine = make_engine(EngineConfig(zero_stage=stage), Precision.fp32, 2)
+    engine = make_engine(DeepSpeedConfig(zero_stage=stage), Precision.fp32, 2)
     assert checking.checker is not None
     before = len(checking.checker.calls)
     train(engine, [samples.batch(samples=4, sequence_length=8, seed=0)], 2)
