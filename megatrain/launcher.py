@@ -128,8 +128,9 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], reque
     try:
         elastic_launch(launch, sys.executable)("-u", "-m", "megatrain.train", *arguments)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        return first.exitcode
+        # Times are whole seconds. Of ranks that failed in the same one, a killed one made the others fail.
+        first = min(error.failures.values(), key=lambda failure: (failure.timestamp, failure.exitcode >= 0))
+        return int(first.exitcode)
     return None
 
 

@@ -276,7 +276,8 @@ CARRIERS = tuple(
 @cache
 def _place(file: str) -> tuple[str, bool] | None:
     """A file's name in a report and whether it is of this repository; None for one that only passes calls on."""
-    if file.startswith(f"{ROOT}{os.sep}") and file != __file__:
+    # .venv may lie in the repository's root.
+    if file.startswith(f"{ROOT}{os.sep}") and file != __file__ and "site-packages" not in file:
         return file.removeprefix(f"{ROOT}{os.sep}"), True
     if file.startswith(f"{PACKAGES}{os.sep}") and not file.startswith(CARRIERS):
         return file.removeprefix(f"{PACKAGES}{os.sep}"), False

@@ -64,7 +64,7 @@ def destroyed() -> None:
 
 
 def pickled_in_a_step() -> None:
-    engine = make_engine(EngineConfig(), Precision.fp32, 2)
+    engine = make_engine(DeepSpeedConfig(), Precision.fp32, 2)
 
     def gather(_: Batch) -> None:
         dist.all_gather_object([None, None], "text")
