@@ -252,12 +252,12 @@ def engine_step(stage: int) -> list[str]:
 
 
 def test_the_collectives_of_a_zero_1_step(pool: Pool) -> None:
-    ours = "megatrain/engines/deepspeed.py"
+    ours = "megatrain/engines/common.py"
     for rank in pool.run(engine_step, ranks=2, stage=1):
         assert rank == [
             "all_reduce sum float32 109472 at deepspeed/runtime/zero/stage_1_and_2.py",  # All gradients: one bucket.
             f"all_reduce sum float64 1 at {ours}",  # The squared gradient norm.
-            f"all_reduce sum float64 2 at {ours}",  # Losses: of the objective's parts.
+            f"all_reduce sum float64 2 at {ours}",  # Loss sums, by source.
             f"all_reduce sum int64 2 at {ours}",  # Targets.
             "all_gather float32 50272 at deepspeed/runtime/utils.py",  # The weights, decayed or not.
             "all_gather float32 4464 at deepspeed/runtime/utils.py",
