@@ -18,11 +18,11 @@ def main() -> int:
         return 2
     folder, prompt = sys.argv[1:]
     set_seed(0)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer(prompt, return_tensors="pt")
-    tokens = model.generate(**inputs, max_new_tokens=60, do_sample=True, temperature=0.7, top_k=40)  # type: ignore[misc]
+    tokens = model.generate(**inputs, max_new_tokens=60, do_sample=True, temperature=0.7, top_k=40)
     print(tokenizer.decode(tokens[0], skip_special_tokens=True))
     return 0
 
