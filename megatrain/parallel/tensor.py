@@ -69,9 +69,9 @@ class _GatherSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tensor: TensorParallel) -> Tensor:
         ctx.tensor = tensor
-        parts = x.new_empty(tensor.size, *x.shape)
+        parts = x.new_empty(tensor.size * x.shape[0], *x.shape[1:])
         dist.all_gather_single(parts, x.contiguous(), group=tensor.group)
-        return parts.transpose(0, 1).flatten(1, 2)  # A view where B is 1.
+        return torch.unflatten(parts, 0, (tensor.size, -1)).transpose(0, 1).flatten(1, 2)  # A view where B is 1.
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -82,9 +82,9 @@ class _ScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tensor: TensorParallel) -> Tensor:
         ctx.tensor = tensor
-        parts = torch.unflatten(x, 1, (tensor.size, -1)).transpose(0, 1).contiguous()  # A view where B is 1.
-        total = torch.empty_like(parts[0])
-        dist.reduce_scatter_single(total, parts, group=tensor.group)
+        parts = torch.unflatten(x, 1, (tensor.size, -1)).transpose(0, 1).flatten(0, 1)  # A view where B is 1.
+        total = x.new_empty(x.shape[0], *parts.shape[1:])
+        dist.reduce_scatter_single(total, parts.contiguous(), group=tensor.group)
         return total
 
     @staticmethod
