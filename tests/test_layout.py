@@ -106,4 +106,5 @@ def test_the_legal_choice_is_legal(case: str) -> None:
     with pytest.raises(InputError, match=r"legal: \d+$") as error:
         check(config(**parallel))
     legal = int(str(error.value).rpartition(" ")[2])
-    check(config(**dict.fromkeys(parallel, legal)))
+    named: dict[str, Any] = dict.fromkeys(parallel, legal)
+    check(config(**named))

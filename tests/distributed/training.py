@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from megatrain import optimizer
 from megatrain.batch import IGNORE, Batch
 from megatrain.config import (
@@ -78,7 +76,7 @@ def train(
         count = (batch.targets != IGNORE).sum()
         stats = engine.accumulate(micro_batches(batch, micro_batch_size, engine.mesh), count)
         assert stats.gradient_norm is not None
-        engine.apply(learning_rate, skip=torch.zeros((), dtype=torch.bool, device=engine.device))
+        engine.apply(learning_rate, skip=count == 0)
         curve.losses.append(float(stats.loss()))
         curve.gradient_norms.append(float(stats.gradient_norm))
     return curve
