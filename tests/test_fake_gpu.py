@@ -79,7 +79,7 @@ class PlainDeepSpeed(nn.Module):
 def train() -> dict[str, Any]:
     """Trains STEPS steps in each of RUNS, evaluating after every second one: what was done, written, waited for."""
     fake_gpu.start(RANKS)
-    mesh = meshes.build(ParallelConfig())
+    mesh = meshes.build(ParallelConfig(), samples.MODEL.num_kv_heads)
     return {run: train_in(ENGINES[run.split()[0]], Precision(run.split()[1]), mesh) for run in RUNS}
 
 
@@ -107,7 +107,7 @@ def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str
 
 
 def make_trainer(
-    chosen: EngineConfig, precision: Precision, model: nn.Module, folder: Path, mesh: Mesh, held_out: list[Batch]
+    chosen: EngineConfig, precision: Precision, model: Transformer, folder: Path, mesh: Mesh, held_out: list[Batch]
 ) -> Trainer:
     """A trainer as train.build joins it, without what loads, saves and stops."""
     # Here, for it takes seconds and only the subprocess needs it; engines first, which says what DeepSpeed runs on.

@@ -25,8 +25,10 @@ from megatrain import device
 from megatrain.batch import Batch, Stats
 from megatrain.config import DeepSpeedConfig, Precision
 from megatrain.engines import common, deepspeed_internals, ranges
+from megatrain.engines.common import Gradient
 from megatrain.engines.engine import Capabilities, OptimizerFactory
 from megatrain.engines.ranges import Shard, ShardReader
+from megatrain.model.transformer import Transformer
 from megatrain.parallel.mesh import Mesh
 
 
@@ -94,7 +96,7 @@ class DeepSpeedEngine:
         self.gradient_clip = gradient_clip
         self.sources = sources
 
-    def build(self, chunks: Sequence[nn.Module], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
+    def build(self, chunks: Sequence[Transformer], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
         """Takes one module on the meta device. Collective."""
         (module,) = chunks
         self.mesh = mesh
@@ -108,8 +110,8 @@ class DeepSpeedEngine:
         with redirect_stdout(None):
             self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.json)
         self.internals = deepspeed_internals.adapt(self.deepspeed)
-        self.module: nn.Module = module
-        self.gradients: list[Tensor] = []
+        self.module = module
+        self.gradients: list[Gradient] = []
         self.norm = torch.zeros((), device=self.device)
 
     def _give_memory(self, module: nn.Module) -> None:
@@ -141,8 +143,7 @@ class DeepSpeedEngine:
             self.deepspeed.backward(losses.sum() * scale)
         self.internals.reduce()
         self.gradients = self.internals.gradients()
-        group = None if self.internals.replicated else self.mesh.data_group
-        self.norm = common.gradient_norm(self.gradients, self.device, group)
+        self.norm = common.gradient_norm(self.gradients, self.module.parts, self.device, self.internals.copies)
         return sums.reduced(self.mesh, self.norm)
 
     def _losses(self, batch: Batch) -> Tensor:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from megatrain.engines.common import MOMENTS
-from megatrain.engines.ranges import MASTER, Shard
+from megatrain.engines.common import MOMENTS, Gradient
+from megatrain.engines.ranges import MASTER, Shard, shards_of
 from megatrain.errors import InputError
 
 RELIED_ON: dict[type, dict[str, str]] = {
@@ -125,39 +127,34 @@ class Adapter:
     def reduce(self) -> None:
         """Averages the gradients over the data-parallel ranks where DeepSpeed's backward hasn't."""
         group = self.engine.seq_data_parallel_group
-        gradients = self.gradients()
+        gradients = [gradient.tensor for gradient in self.gradients()]
         for work in [dist.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]:
             work.wait()
         torch._foreach_div_(gradients, float(group.size()))
 
-    def gradients(self) -> list[Tensor]:
-        """The reduced gradients of the ranges that this rank steps, without padding; scaling them scales the step."""
-        return [p.grad for p in self.names if p.grad is not None]
+    def gradients(self) -> list[Gradient]:
+        """The reduced gradients of the ranges that this rank steps, without ZeRO's padding."""
+        return [Gradient(name, 0, p.grad.view(-1)) for p, name in self.names.items() if p.grad is not None]
 
     def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
         """(parameter, first element, flat master, first and last element in it) of each range held here."""
         for parameter in self.names:
             yield parameter, 0, parameter, 0, parameter.numel()
 
-    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        """The parameter's whole shape."""
-        return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-    def replica(self) -> tuple[int, int]:
-        """(this copy, copies) of what this rank holds."""
-        group = self.engine.seq_data_parallel_group
-        return (group.rank(), group.size()) if self.replicated else (0, 1)
+    @property
+    def copies(self) -> int:
+        """How many data-parallel ranks hold the same."""
+        return int(self.engine.seq_data_parallel_group.size()) if self.replicated else 1
 
     def shards(self) -> Iterator[Shard]:
         """Live views of everything this rank holds. The optimizer's state has to exist."""
-        replica, replicas = self.replica()
+        copy = self.engine.seq_data_parallel_group.rank() if self.replicated else 0
         for parameter, start, flat, first, last in self.pieces():
             if last > first:
-                state = self.inner.state[flat]
+                name, state = self.names[parameter], self.inner.state[flat]
                 tensors = {MASTER: flat.detach().view(-1)[first:last]}
                 tensors |= {moment: state[moment].view(-1)[first:last] for moment in MOMENTS}
-                ranges = ((start, start + last - first),)
-                yield Shard(self.names[parameter], self.shape(parameter), ranges, tensors, replica, replicas)
+                yield from shards_of(name, self.engine.module.parts[name], start, tensors, copy, self.copies)
 
     def after_forwards(self) -> None:
         """Called after forward passes that no backward followed. Collective."""
@@ -182,6 +179,26 @@ class ShardedAdapter(Adapter):
     def reduce(self) -> None:
         """DeepSpeed's hooks have done it."""
 
+    def _gradients_in(self, of_flats: Sequence[Sequence[Tensor]]) -> list[Gradient]:
+        """Views of the gradients of the flat masters: of each, tensors that one after the other are laid out as it is.
+
+        Where such a tensor ends within a parameter, so does a Gradient.
+        """
+        pieces: dict[int, list[tuple[nn.Parameter, int, int, int]]] = {id(flat): [] for flat in self.flats()}
+        for parameter, start, flat, first, last in self.pieces():
+            pieces[id(flat)].append((parameter, start, first, last))
+        found = []
+        for tensors, held in zip(of_flats, pieces.values(), strict=True):
+            begins = [0, *accumulate(tensor.numel() for tensor in tensors)]
+            for parameter, start, first, last in held:
+                at = bisect_right(begins, first) - 1
+                while at < len(tensors) and begins[at] < last and first < last:
+                    low, high = max(first, begins[at]), min(last, begins[at + 1])
+                    part = tensors[at].view(-1)[low - begins[at] : high - begins[at]]
+                    found.append(Gradient(self.names[parameter], start + low - first, part))
+                    at += 1
+        return found
+
 
 class ZeroAdapter(ShardedAdapter):
     """ZeRO-1 and 2: parameters laid end to end in a flat tensor for each group, cut into equal parts."""
@@ -200,14 +217,13 @@ class ZeroAdapter(ShardedAdapter):
         """Waits for offloaded gradients, which are copied to the host without blocking."""
         self.optimizer._wait_for_offload_copies()
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> list[Gradient]:
         optimizer = self.optimizer
         if optimizer.cpu_offload:
-            # The padding is never written again: scaled by a NaN once, it would be one for good.
-            padded = zip(optimizer.single_partition_of_fp32_groups, optimizer.groups_padding, strict=True)
-            return [flat.grad[: flat.numel() - padding] for flat, padding in padded]
-        # Here the padding at the end of the last part is made anew each time: zeros.
-        return [gradient for group in optimizer.averaged_gradients.values() for gradient in group]
+            # Without the padding: it is never written again, and scaled by a NaN once it would be one for good.
+            return self._gradients_in([[flat.grad] for flat in self.flats() if flat.grad is not None])
+        # Its keys are in the order in which backward reached the groups.
+        return self._gradients_in([optimizer.averaged_gradients[i] for i in range(len(self.flats()))])
 
     def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
         # Not p._hp_mapping: with round_robin_gradients it points at the wrong elements of most parameters.
@@ -243,9 +259,8 @@ class Bf16Adapter(ShardedAdapter):
         flats: list[Tensor] = list(self.optimizer.fp32_groups_flat_partition)
         return flats
 
-    def gradients(self) -> list[Tensor]:
-        gradients: list[Tensor] = list(self.optimizer.fp32_groups_gradient_flat_partition)
-        return gradients
+    def gradients(self) -> list[Gradient]:
+        return self._gradients_in([[flat] for flat in self.optimizer.fp32_groups_gradient_flat_partition])
 
     def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
         for i, (flat, parameters) in enumerate(zip(self.flats(), self.optimizer.bf16_groups, strict=True)):
@@ -272,18 +287,18 @@ class Stage3Adapter(ShardedAdapter):
         flats: list[Tensor] = list(self.optimizer.fp32_partitioned_groups_flat)
         return flats
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> list[Gradient]:
         optimizer = self.optimizer
-        gradients = []
+        if optimizer.offload_optimizer:
+            return self._gradients_in([[flat.grad] for flat in self.flats() if flat.grad is not None])
+        found = []
         for group, parameters in enumerate(optimizer.fp16_groups):
             for i, parameter in enumerate(parameters):
-                _, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-                if optimizer.offload_optimizer:
-                    gradient = optimizer.fp32_partitioned_groups_flat[group].grad[offset : offset + size]
-                else:
-                    gradient = optimizer.averaged_gradients[group][i].view(-1)
-                gradients.append(gradient[: self._real(parameter, size)])
-        return gradients
+                gradient = optimizer.averaged_gradients[group][i].view(-1)
+                begin = gradient.numel() * optimizer._get_param_partition_rank(parameter)
+                real = self._real(parameter, gradient.numel())
+                found.append(Gradient(self.names[parameter], begin, gradient[:real]))
+        return found
 
     def _real(self, parameter: nn.Parameter, size: int) -> int:
         """How many of the `size` elements of this rank's part are the parameter's; the rest is uninitialised."""

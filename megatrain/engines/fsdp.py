@@ -27,9 +27,10 @@ from megatrain import device
 from megatrain.batch import Batch, Stats
 from megatrain.config import FsdpConfig, FsdpShard, Precision
 from megatrain.engines import common, ranges
-from megatrain.engines.common import MOMENTS
+from megatrain.engines.common import MOMENTS, Gradient
 from megatrain.engines.engine import Capabilities, OptimizerFactory
 from megatrain.engines.ranges import MASTER, Shard, ShardReader
+from megatrain.model.transformer import Transformer
 from megatrain.parallel.mesh import Mesh
 
 # The losses are a view, of which it warns at every forward; an operation in place would harm, and none is done.
@@ -59,28 +60,33 @@ class FsdpEngine:
         self.gradient_clip = gradient_clip
         self.sources = sources
 
-    def build(self, chunks: Sequence[nn.Module], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
+    def build(self, chunks: Sequence[Transformer], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
         """Takes one module on the meta device. Collective."""
         (module,) = chunks
         self.mesh = mesh
         self.device = device.device()
-        self.module: nn.Module = module.double() if self.master_dtype is torch.float64 else module
+        self.module = module.double() if self.master_dtype is torch.float64 else module
+        self.shard_size = mesh.data.size(-1)
+        self.replicas = mesh.data_size // self.shard_size
         self.units = self._shard(module)
         # Each rank gets memory for its shards only.
         module.to_empty(device=self.device)
         self.sharded = {name: p for name, p in module.named_parameters() if isinstance(p, DTensor)}
+        for parameter in self.sharded.values():
+            # What tensor parallelism pads is in no checkpoint, and has to be 0.
+            parameter.to_local().detach().zero_()
         self.masters = {
             name: nn.Parameter(local)
             for name, parameter in self.sharded.items()
             if (local := parameter.to_local().detach()).numel()
         }
         self.optimizer = optimizer_factory(self.masters.items())
-        self.gradients: list[Tensor] = []
+        self.gradients: list[Gradient] = []
         self.norm = torch.zeros((), device=self.device)
 
     def _shard(self, module: nn.Module) -> dict[nn.Module, FSDPModule]:
         """Cuts the module's parameters. Returns what is gathered at once, the whole module last."""
-        mesh = self.mesh.device_mesh["dp"]
+        mesh = self.mesh.data
         embedding, head = module.get_submodule("embedding"), module.get_submodule("head")
         tied = not set(head.parameters()).isdisjoint(embedding.parameters())
         units: dict[nn.Module, FSDPModule] = {}
@@ -110,8 +116,8 @@ class FsdpEngine:
             gradient = self.sharded[name].grad
             assert isinstance(gradient, DTensor)
             master.grad = gradient.to_local()
-            self.gradients.append(master.grad)
-        self.norm = common.gradient_norm(self.gradients, self.device, self.mesh.data_group)
+            self.gradients.append(Gradient(name, self._start(name), master.grad.view(-1)))
+        self.norm = common.gradient_norm(self.gradients, self.module.parts, self.device, self.replicas)
         return sums.reduced(self.mesh, self.norm)
 
     def _losses(self, batch: Batch) -> Tensor:
@@ -142,13 +148,18 @@ class FsdpEngine:
 
     def shards(self) -> Iterable[Shard]:
         """See Engine.shards."""
+        replica = self.mesh.data_rank // self.shard_size
         for name, master in self.masters.items():
-            shape = tuple(self.sharded[name].shape)
-            rows = -(-shape[0] // self.mesh.data_size)
-            start = self.mesh.data_rank * rows * (master.numel() // len(master))
             state = self.optimizer.state[master]
             tensors = {MASTER: master.detach().view(-1), **{moment: state[moment].view(-1) for moment in MOMENTS}}
-            yield Shard(name, shape, ((start, start + master.numel()),), tensors)
+            part = self.module.parts[name]
+            yield from ranges.shards_of(name, part, self._start(name), tensors, replica, self.replicas)
+
+    def _start(self, name: str) -> int:
+        """The first element of a parameter that this rank has: dimension 0 is cut into equal rows."""
+        shape = self.sharded[name].shape
+        rows = -(-shape[0] // self.shard_size)
+        return self.mesh.data_rank % self.shard_size * rows * shape[1:].numel()
 
     @torch.no_grad()
     def load_shards(self, reader: ShardReader) -> None:

@@ -133,11 +133,11 @@ def make(layout: Layout, **settings: Any) -> AnyEngine:
 
 
 def accumulate(engine: AnyEngine, batch: Batch) -> Stats:
-    return engine.accumulate(micro_batches(batch, MICRO_BATCH), count(batch))
+    return engine.accumulate(micro_batches(batch, MICRO_BATCH, engine.mesh), count(batch))
 
 
 def evaluate(engine: AnyEngine, batch: Batch) -> float:
-    return float(engine.evaluate(iter(micro_batches(batch, MICRO_BATCH))).loss())
+    return float(engine.evaluate(iter(micro_batches(batch, MICRO_BATCH, engine.mesh))).loss())
 
 
 def skip(engine: AnyEngine) -> None:
@@ -312,12 +312,12 @@ def _disturb(engine: AnyEngine) -> Disturbed:
     start = snapshot(engine)
     unchanged = {}
     other = samples.batch(samples=7, sequence_length=16, seed=99)
-    slices, targets, yes = micro_batches(other, MICRO_BATCH), count(other), torch.tensor(True)
+    slices, targets, yes = micro_batches(other, MICRO_BATCH, engine.mesh), count(other), torch.tensor(True)
     with Watch() as watch:
         engine.accumulate(slices, targets)
-    dtypes = {gradient.dtype for gradient in engine.gradients}
+    dtypes = {gradient.tensor.dtype for gradient in engine.gradients}
     # ZeRO-1 and 2 pad the end of the last part with zeros.
-    elements = sum(int((gradient != 0).sum()) for gradient in engine.gradients)
+    elements = sum(int((gradient.tensor != 0).sum()) for gradient in engine.gradients)
     with watch:
         engine.apply(LEARNING_RATE, yes)
     traffic = {name: round(size / PARAMETERS, 1) for name, size in watch.bytes.items() if size > 100}
