@@ -105,7 +105,11 @@ class _Stage(_PipelineStageBase):
         return loss.detach()
 
     def backward_one_chunk(
-        self, bwd_chunk_id: int, loss: Tensor | None = None, full_backward: bool = True, last_backward: bool = False
+        self,
+        bwd_chunk_id: int,
+        loss: Any = None,  # noqa: ARG002
+        full_backward: bool = True,  # noqa: ARG002
+        last_backward: bool = False,
     ) -> None:
         """The backward of the same, to the weights and to what came in."""
         self.chunk.backward(self.losses.pop(bwd_chunk_id), last_backward)
@@ -146,7 +150,7 @@ class _Stage(_PipelineStageBase):
     def _prepare_backward_infra(self, *_: Any, **__: Any) -> None:
         """The same."""
 
-    def _create_grad_recv_info(self, act_send_info: Any) -> tuple[()]:
+    def _create_grad_recv_info(self, _: Any) -> tuple[()]:
         return ()
 
 
@@ -175,13 +179,12 @@ class Pipeline:
 
     def _schedule(self, micro_batches: int) -> Schedule1F1B | ScheduleInterleaved1F1B:
         if micro_batches not in self.schedules:
-            many = len(self.stages) > 1
-            made = (
-                ScheduleInterleaved1F1B(self.stages, micro_batches, loss_fn=_as_it_is, scale_grads=False)
-                if many
-                else Schedule1F1B(self.stages[0], micro_batches, loss_fn=_as_it_is, scale_grads=False)
+            settings: dict[str, Any] = {"loss_fn": _as_it_is, "scale_grads": False}
+            self.schedules[micro_batches] = (
+                Schedule1F1B(self.stages[0], micro_batches, **settings)
+                if len(self.stages) == 1
+                else ScheduleInterleaved1F1B([*self.stages], micro_batches, **settings)
             )
-            self.schedules[micro_batches] = made
         return self.schedules[micro_batches]
 
     @torch.no_grad()
