@@ -25,7 +25,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from megatrain import checks, device, objectives, optimizer
+from megatrain import checks, device, layout, objectives, optimizer
 from megatrain.batch import Batch
 from megatrain.checkpoint.folders import newest
 from megatrain.checkpoint.format import TrainerState
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         clear_outcome(run_dir, before=psutil.Process().create_time())
     try:
         where = device.start(TIMEOUT_SECONDS, config.deterministic)
-        checks.check_ranks(config, dist.get_world_size())
+        layout.check_ranks(config, dist.get_world_size(), device.ranks_of_this_node())
         trainer = build(config, sources, where, stop)
         reason = train(trainer)
         step = trainer.step

@@ -166,7 +166,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, vocab_size: int, tensor: Tens
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps one matrix of the logits' shape, which becomes their gradient."""
+    """Keeps one matrix of the logits' shape, in fp32 or fp64, whose memory becomes the gradient's."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, ids: range, group: dist.ProcessGroup) -> Tensor:

@@ -66,7 +66,8 @@ IMPOSSIBLE = {
     "global_batch_size=5": "global_batch_size=5: leaves 37.5% of the slots of 2 ranks",
     "engine.zero_stage=0": "engine.zero_stage=0: not in bf16",
     "engine.bucket_elements=0": "engine.bucket_elements=0: legal: 1 or more",
-    "parallel.tensor=2": "parallel.tensor=2: only data parallelism",
+    "parallel.tensor=3": "parallel.tensor=3: has to divide model.num_heads=4",
+    "parallel.tensor=4": "parallel.tensor=4: its ranks have to be on one node, which has 2; legal: 2",
     "launch.nodes=2": "launch.rendezvous=null: launch.nodes=2 need HOST:PORT to meet at",
     "launch.processes=0": "launch.processes=0: legal: above 0",
 }

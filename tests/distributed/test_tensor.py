@@ -42,7 +42,7 @@ Weights = dict[str, Tensor]
 def place() -> TensorParallel:
     """Of this rank among all of the task; two ranks share a key-value head where there are four."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    pair = dist.new_subgroups_by_enumeration([[0, 1], [2, 3]])[0] if size == 2 * KV_HEADS else None
+    pair = dist.new_subgroups(2)[0] if size == 2 * KV_HEADS else None  # type: ignore[no-untyped-call]
     return TensorParallel(rank, size, dist.group.WORLD, pair)
 
 
@@ -87,7 +87,7 @@ def sequences() -> None:
         assert torch.equal(gathered, whole)
         assert x.grad is not None
         assert difference(x.grad, own_positions(parts.sum(0), tensor)) <= TINY
-        # By their output: a gather's input and a scatter's are as large as the other's output.
+        # As the checks count: a gather's input, a scatter's output.
         share = elements // tensor.size
         assert seen == [f"all_gather float64 {share}", f"reduce_scatter sum float64 {share}"]
 
@@ -109,13 +109,15 @@ def test_sequences_are_gathered_and_scattered(pool: Pool, ranks: int) -> None:
 def strided() -> None:
     """Inputs and gradients as they come out of transpositions and sums: the checks refuse what isn't contiguous."""
     tensor = place()
-    whole = random(6, 8, 4, seed=3).transpose(0, 2)  # [4, 8, 6]
-    x = whole.chunk(tensor.size, dim=1)[tensor.rank].detach().requires_grad_()
-    gathered = gather_sequence(x, tensor)
-    assert torch.equal(gathered, whole)
-    torch.autograd.backward(scatter_sequence(gathered.mT.mT, tensor).sum())  # Of an expanded gradient of ones.
-    assert x.grad is not None
-    assert torch.equal(x.grad, torch.full_like(x, tensor.size))
+    for batch in (1, 4):
+        whole = random(6, 8, batch, seed=3).transpose(0, 2)  # [batch, 8, 6]
+        x = whole.chunk(tensor.size, dim=1)[tensor.rank].detach().requires_grad_()
+        gathered = gather_sequence(x, tensor)
+        assert torch.equal(gathered, whole)
+        torch.autograd.backward(scatter_sequence(gathered, tensor).sum())  # Of an expanded gradient of ones.
+        assert x.grad is not None
+        assert torch.equal(x.grad, torch.full_like(x, tensor.size))
+        assert torch.equal(scatter_sequence(whole, tensor), tensor.size * own_positions(whole, tensor))
     with pytest.raises(RuntimeError, match="unflatten"):
         scatter_sequence(random(2, 7, seed=0), tensor)
 
@@ -124,18 +126,22 @@ def test_any_strides_do(pool: Pool) -> None:
     pool.run(strided, ranks=2)
 
 
-def shared_gradient() -> tuple[list[float], list[float]]:
-    """Another node gets the same gradient tensor as summed_gradient's, and must not see the sum."""
-    weight, other = (torch.zeros(2, requires_grad=True) for _ in range(2))
-    result = summed_gradient(weight, dist.group.WORLD) + other
-    torch.autograd.backward(result, torch.tensor([1.0, 10.0]) * (dist.get_rank() + 1))
-    assert weight.grad is not None
-    assert other.grad is not None
-    return weight.grad.tolist(), other.grad.tolist()
+def shared_gradients() -> list[list[float]]:
+    """Another node gets the same gradient tensor as summed_gradient's, after it, and must not see the sum."""
+    found = []
+    transposed = (dist.get_rank() + 1) * torch.tensor([[1.0, 3.0], [2.0, 4.0]]).mT
+    for gradient in (transposed, transposed.contiguous()):
+        weight, other = (torch.zeros(2, 2, requires_grad=True) for _ in range(2))
+        doubled = 2 * other
+        torch.autograd.backward(summed_gradient(weight, dist.group.WORLD) + doubled, gradient)
+        found += [x.grad.flatten().tolist() for x in (weight, other) if x.grad is not None]
+    return found
 
 
 def test_only_the_weight_named_has_its_gradient_summed(pool: Pool) -> None:
-    assert pool.run(shared_gradient, ranks=2) == [([3.0, 30.0], [1.0, 10.0]), ([3.0, 30.0], [2.0, 20.0])]
+    ranks = pool.run(shared_gradients, ranks=2)
+    assert ranks[0] == [[3.0, 6.0, 9.0, 12.0], [2.0, 4.0, 6.0, 8.0]] * 2
+    assert ranks[1] == [[3.0, 6.0, 9.0, 12.0], [4.0, 8.0, 12.0, 16.0]] * 2
 
 
 # All of them in a model
