@@ -97,7 +97,7 @@ def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str
             trainer.after_step()
         waited_for = list(host.waited_for)
         trainer.metrics.close()
-        weights = list(trainer.engine.module.parameters())  # type: ignore[attr-defined]
+        weights = list(trainer.engine.modules[0].parameters())  # type: ignore[attr-defined]
         return {
             "waits": host.waits,
             "waited_for": waited_for,
@@ -122,7 +122,7 @@ def make_trainer(
         engine=chosen,
         evaluation=EvaluationConfig(every=2),
     )
-    deepspeed.initialize = lambda model, optimizer, config: (PlainDeepSpeed(model, optimizer), config)
+    deepspeed.initialize = lambda model, optimizer, config, mpu: (PlainDeepSpeed(model, optimizer), config, mpu)
     engine = select.make(chosen, precision, 2, config.optim.gradient_clip, sources=2)
     engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
     absent: Any = None
