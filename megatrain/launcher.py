@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -96,8 +97,10 @@ class _Requests:
             time.sleep(FORWARD_SECONDS)
 
 
-def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests) -> int | None:
-    """Runs the ranks to their end. None if all ended well, else the exit code of the one that failed first."""
+def _launch(
+    config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests
+) -> tuple[int, int] | None:
+    """Runs the ranks to their end. None if all ended well, else the rank that failed first and its exit code."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -129,22 +132,23 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], reque
         elastic_launch(launch, sys.executable)("-u", "-m", "megatrain.train", *arguments)
     except ChildFailedError as error:
         # Times are whole seconds. Of ranks that failed in the same one, a killed one made the others fail.
-        first = min(error.failures.values(), key=lambda failure: (failure.timestamp, failure.exitcode >= 0))
-        return int(first.exitcode)
+        failures = error.failures.items()
+        rank, first = min(failures, key=lambda item: (item[1].timestamp, item[1].exitcode >= 0))
+        return int(rank), int(first.exitcode)
     return None
 
 
-def _exit_code(run_dir: Path, failed: int | None, received: str | None) -> int:
-    """The run's exit code: what a rank has said, else what can be told from outside."""
+def _exit_code(run_dir: Path, failed: tuple[int, int] | None, received: str | None) -> int:
+    """The run's exit code: what a rank has said, else what can be told from outside. failed: a rank, its exit code."""
     if failed is None:
         # Another node's ranks write the outcome where run_dir isn't shared.
         code, reason = (STOPPED, f"{received} before the first step") if received else (DONE, "")
-    elif failed < 0:
-        code, reason = BUG, f"a rank was killed by signal {-failed}"
+    elif failed[1] < 0:
+        code, reason = BUG, f"rank {failed[0]} ({socket.gethostname()}) was killed by signal {-failed[1]}"
         # Printed even where there is an outcome: the other ranks only see that this one is gone.
         print(f"megatrain train: {reason}", file=sys.stderr)
     else:
-        code, reason = failed, f"a rank ended with exit code {failed}"
+        code, reason = failed[1], f"rank {failed[0]} ({socket.gethostname()}) ended with exit code {failed[1]}"
     outcome = read_outcome(run_dir)
     if outcome is not None:
         return outcome.exit_code
