@@ -32,8 +32,8 @@ class Beat:
 
     number: int
     host: str
-    pid: int
     launcher: int
+    pid: int
     place: Place
     standing: float
     leaving: bool = False
@@ -48,10 +48,22 @@ class Beat:
 
 
 class Beats:
-    """The last beat of every rank, and since when it is the last. Times are seconds of one clock, that of who looks."""
+    """The last beat of every rank, and since when it is the last. Times are seconds of one clock, that of who looks.
 
-    def __init__(self, world_size: int, heartbeat: float, timeout: float, first_step: int, now: float) -> None:
+    home: host and launcher of the rank that looks.
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        home: tuple[str, int],
+        heartbeat: float,
+        timeout: float,
+        first_step: int,
+        now: float = 0.0,
+    ) -> None:
         self.world_size = world_size
+        self.home = home
         self.heartbeat = heartbeat
         self.timeout = timeout
         self.first_step = first_step
@@ -74,18 +86,27 @@ class Beats:
             return self._name_silent(silent, now) if silent else None
         if not any(self._is_late(rank, now) for rank in watched):
             return None
-        # Half: a standstill is seen up to a beat sooner than the silence that is its cause.
-        silent = [rank for rank in watched if self._silence(rank, now) > self.timeout / 2]
+        silent = [rank for rank in watched if self._is_silent(rank, now)]
         return self._name_silent(silent, now) if silent else self._name_behind(watched)
 
-    def gone(self, own: Beat) -> str | None:
-        """The sentence for ranks whose process has ended without a word, of those that `own`'s launcher started."""
-        siblings = [rank for rank, beat in self.last.items() if (beat.host, beat.launcher) == (own.host, own.launcher)]
-        dead = [rank for rank in siblings if not self.last[rank].leaving and not psutil.pid_exists(self.last[rank].pid)]
+    def gone(self) -> str | None:
+        """The sentence for ranks of the same launcher whose process has ended without a word."""
+        dead = [rank for rank in self._siblings() if not psutil.pid_exists(self.last[rank].pid)]
         return f"{self._names(dead)} died, last seen {self.last[dead[0]].place}" if dead else None
+
+    def silent_siblings(self, now: float) -> list[int]:
+        """The process ids of ranks of the same launcher that gave no sign of life for long."""
+        return [self.last[rank].pid for rank in self._siblings() if self._is_silent(rank, now)]
+
+    def _siblings(self) -> list[int]:
+        return [r for r, beat in self.last.items() if (beat.host, beat.launcher) == self.home and not beat.leaving]
 
     def _silence(self, rank: int, now: float) -> float:
         return now - self._seen.get(rank, self._began)
+
+    def _is_silent(self, rank: int, now: float) -> bool:
+        """Half the timeout: a standstill is seen up to a beat sooner than the silence that is its cause."""
+        return self._silence(rank, now) > self.timeout / 2
 
     def _is_late(self, rank: int, now: float) -> bool:
         first = FIRST_STEP * self.timeout

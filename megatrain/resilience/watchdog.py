@@ -13,6 +13,8 @@ Design choices:
 - Time in which this process itself didn't run (a suspended job) isn't counted: nobody looks hung after it.
 - What may block on a dead file system, the outcome and the stacks, is given WRITE_SECONDS.
 - A rank that was killed on the launcher's own node is left to the launcher, which knows the signal.
+- A silent rank of this node gets a SIGCONT: a stopped one then finds the verdict and ends like the others. torchrun
+  would wait half a minute before it kills it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -85,7 +88,8 @@ class Watchdog:
         self.rank = rank
         self.heartbeat = heartbeat
         self.timeout = timeout
-        self.beats = Beats(world_size, heartbeat, timeout, first_step=progress.place.step, now=0.0)
+        self.home = socket.gethostname(), os.getppid()
+        self.beats = Beats(world_size, self.home, heartbeat, timeout, first_step=progress.place.step)
         self._keys = [f"watchdog/{attempt}/{each}" for each in range(world_size)]
         self._verdict_key = f"watchdog/{attempt}/verdict"
         self._clock = clock
@@ -148,10 +152,10 @@ class Watchdog:
             self._place, self._since = self.progress.place, self._now
         self._number += 1
         standing = round(self._now - self._since, 3)
-        own = Beat(self._number, socket.gethostname(), os.getpid(), os.getppid(), self._place, standing, self._leaving)
+        own = Beat(self._number, *self.home, os.getpid(), self._place, standing, self._leaving)
         self.store.set(self._keys[self.rank], own.encode())
         self._take_beats()
-        verdict = self._told or self._find(own)
+        verdict = self._told or self._find()
         if self.store.check([self._verdict_key]):
             return _decode(self.store.get(self._verdict_key))
         if verdict is None:
@@ -166,16 +170,15 @@ class Watchdog:
             dict(zip(ranks, self.store.multi_get([self._keys[rank] for rank in ranks]), strict=True)), self._now
         )
 
-    def _find(self, own: Beat) -> Verdict | None:
-        if gone := self.beats.gone(own):
-            left_to = (own.host, own.launcher) if LAUNCHER in os.environ else None
-            return Verdict(BUG, gone, found=True, left_to=left_to)
+    def _find(self) -> Verdict | None:
+        if gone := self.beats.gone():
+            return Verdict(BUG, gone, found=True, left_to=self.home if LAUNCHER in os.environ else None)
         reason = self.beats.verdict(self._now, self._communication_failed)
         return None if reason is None else Verdict(BUG, reason, found=True)
 
     def _store_lost(self, what: str) -> Verdict:
         host = os.environ.get("MASTER_ADDR", "unknown")
-        reason = f"rank {self.rank} ({socket.gethostname()}) lost the store on {host} while {self._place}: {what}"
+        reason = f"rank {self.rank} ({self.home[0]}) lost the store on {host} while {self._place}: {what}"
         return Verdict(BUG, reason, found=True)
 
     def _end(self, verdict: Verdict) -> None:
@@ -184,10 +187,16 @@ class Watchdog:
         writing.join(WRITE_SECONDS)
         if writing.is_alive():
             print(f"megatrain train: {verdict.reason}; {self.run_dir} can't be written", file=sys.stderr, flush=True)
+        if verdict.found:
+            # Until the others have looked: once this rank is gone, they would be seen failing, not waiting.
+            self._wake.wait(min(self.heartbeat, WRITE_SECONDS))
+        for pid in self.beats.silent_siblings(self._now):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         self._end_process(verdict.exit_code)
 
     def _write_down(self, verdict: Verdict) -> None:
-        if verdict.left_to != (socket.gethostname(), os.getppid()) and self._is_first(verdict):
+        if verdict.left_to != self.home and self._is_first(verdict):
             print(f"megatrain train: {verdict.reason}", file=sys.stderr, flush=True)
         if verdict.found:
             with suppress(OSError):

@@ -142,8 +142,8 @@ class Command:
         ranks = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                if "megatrain.train" in process.cmdline():
-                    ranks[int(process.environ()["RANK"])] = process
+                if "megatrain.train" in process.cmdline() and "RANK" in (environment := process.environ()):
+                    ranks[int(environment["RANK"])] = process
         return [ranks[rank] for rank in sorted(ranks)]
 
     def processes(self) -> list[psutil.Process]:
