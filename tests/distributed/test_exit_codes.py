@@ -70,6 +70,8 @@ IMPOSSIBLE = {
     "parallel.tensor=2": "parallel.tensor=2: only data parallelism",
     "launch.nodes=2": "launch.rendezvous=null: launch.nodes=2 need HOST:PORT to meet at",
     "launch.processes=0": "launch.processes=0: legal: above 0",
+    "resilience.heartbeat_seconds=0": "resilience.heartbeat_seconds=0.0: legal: above 0",
+    "resilience.timeout_seconds=15": "resilience.timeout_seconds=15.0: legal: at least 20.0, four resilience.heartbeat",
 }
 """Bad arguments, and how the line on the terminal begins."""
 

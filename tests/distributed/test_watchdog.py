@@ -17,7 +17,7 @@ from megatrain.errors import BUG
 from megatrain.resilience.outcome import read_outcome
 from tests.distributed.command import ROOT, Command, keys, train
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
 TIMEOUT = 4.0
 SLACK = 5.0
