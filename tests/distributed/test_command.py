@@ -18,7 +18,7 @@ def waiting_for_godot():
 if len(sys.argv) == 2:
     subprocess.Popen([sys.executable, *sys.argv, "child"])
 with open(sys.argv[1], "a") as file:
-    file.write("begun\n")
+    print("begun", file=file)
 waiting_for_godot()
 """
 
