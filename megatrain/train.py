@@ -104,6 +104,7 @@ def _failed(error: Exception, run_dir: Path, rank: int, watchdog: Watchdog | Non
 
     Only the first rank that fails has something to say: the others see no more than that it is gone.
     """
+    # What gloo raises is a plain RuntimeError that begins with the place in its source.
     if watchdog is not None and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
         watchdog.ask_who_is_gone()
     no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

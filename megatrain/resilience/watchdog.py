@@ -51,9 +51,10 @@ HURRY_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why all ranks end. found: by a watchdog, not told by the rank that failed: then stacks say more.
+    """Why all ranks end.
 
-    left_to: the launcher, a process id of `host`, which will say it better; its own ranks are silent.
+    found: by a watchdog, not told by the rank that failed; then stacks say more.
+    left_to: host and process id of the launcher that will say it better; its own ranks are silent.
     """
 
     exit_code: int
@@ -148,11 +149,12 @@ class Watchdog:
 
     def _exchange(self) -> Verdict | None:
         """Beats, takes the others' beats; the verdict, if there is one by now."""
-        if self.progress.place is not self._place:
-            self._place, self._since = self.progress.place, self._now
+        place = self.progress.place
+        if place is not self._place:
+            self._place, self._since = place, self._now
         self._number += 1
         standing = round(self._now - self._since, 3)
-        own = Beat(self._number, *self.home, os.getpid(), self._place, standing, self._leaving)
+        own = Beat(self._number, *self.home, os.getpid(), place, standing, self._leaving)
         self.store.set(self._keys[self.rank], own.encode())
         self._take_beats()
         verdict = self._told or self._find()
@@ -164,11 +166,10 @@ class Watchdog:
 
     def _take_beats(self) -> None:
         # A get of what isn't there yet would wait for it.
-        there = self.store.check(self._keys)
-        ranks = [rank for rank, key in enumerate(self._keys) if there or self.store.check([key])]
-        self.beats.take(
-            dict(zip(ranks, self.store.multi_get([self._keys[rank] for rank in ranks]), strict=True)), self._now
-        )
+        all_there = self.store.check(self._keys)
+        ranks = [rank for rank, key in enumerate(self._keys) if all_there or self.store.check([key])]
+        beats = self.store.multi_get([self._keys[rank] for rank in ranks])
+        self.beats.take(dict(zip(ranks, beats, strict=True)), self._now)
 
     def _find(self) -> Verdict | None:
         if gone := self.beats.gone():
@@ -187,7 +188,7 @@ class Watchdog:
         writing.join(WRITE_SECONDS)
         if writing.is_alive():
             print(f"megatrain train: {verdict.reason}; {self.run_dir} can't be written", file=sys.stderr, flush=True)
-        if verdict.found:
+        if verdict.found and not self._communication_failed:
             # Until the others have looked: once this rank is gone, they would be seen failing, not waiting.
             self._wake.wait(min(self.heartbeat, WRITE_SECONDS))
         for pid in self.beats.silent_siblings(self._now):
