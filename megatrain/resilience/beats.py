@@ -48,19 +48,13 @@ class Beat:
 
 
 class Beats:
-    """The last beat of every rank, and since when it is the last. Times are seconds of one clock, that of who looks.
+    """The last beat of every rank, and since when it is the last. Times are seconds since the one who looks began.
 
-    home: host and launcher of the rank that looks.
+    home: host and launcher of the rank that looks. heartbeat, timeout: seconds. first_step: of this start.
     """
 
     def __init__(
-        self,
-        world_size: int,
-        home: tuple[str, int],
-        heartbeat: float,
-        timeout: float,
-        first_step: int,
-        now: float = 0.0,
+        self, world_size: int, home: tuple[str, int], heartbeat: float, timeout: float, first_step: int
     ) -> None:
         self.world_size = world_size
         self.home = home
@@ -68,7 +62,6 @@ class Beats:
         self.timeout = timeout
         self.first_step = first_step
         self.last: dict[int, Beat] = {}
-        self._began = now
         self._seen: dict[int, float] = {}
 
     def take(self, beats: Mapping[int, bytes], now: float) -> None:
@@ -102,7 +95,7 @@ class Beats:
         return [r for r, beat in self.last.items() if (beat.host, beat.launcher) == self.home and not beat.leaving]
 
     def _silence(self, rank: int, now: float) -> float:
-        return now - self._seen.get(rank, self._began)
+        return now - self._seen.get(rank, 0.0)
 
     def _is_silent(self, rank: int, now: float) -> bool:
         """Half the timeout: a standstill is seen up to a beat sooner than the silence that is its cause."""

@@ -178,6 +178,7 @@ def test_a_broken_communication_asks_who_is_gone(ranks: Ranks, tmp_path: Path) -
 def test_a_store_that_is_gone_is_said(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path)
     ranks.beat(2, moving=ALL)
+    # The server is rank 0's store, and ends with the last reference to it.
     del ranks.stores[0]
     ranks.watchdogs[0].store = ranks.stores[0]
     ranks.beat(1, silent=(0,))
