@@ -6,20 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-distributed test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-distributed test-parity test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
 test: test-fast test-distributed $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
 
-test-fast test-distributed: export CUDA_VISIBLE_DEVICES =  # They test the CPU's paths, on any machine.
+test-fast test-distributed test-parity: export CUDA_VISIBLE_DEVICES =  # They test the CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
-	$(PYTEST) -m "not distributed and not gpu"
+	$(PYTEST) -m "not distributed and not gpu and not long"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo
-	$(PYTEST) -m "distributed and not gpu"
+	$(PYTEST) -m "distributed and not gpu and not long"
+
+test-parity: $(VENV)/installed  ## every engine in every layout against one process; an hour on two cores
+	$(PYTEST) -m "distributed and not gpu" tests/distributed/test_parity.py tests/distributed/test_costs.py
 
 test-gpu: $(VENV)/installed  ## what needs one GPU
 	$(PYTEST) -m gpu

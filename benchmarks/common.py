@@ -85,13 +85,16 @@ def row(name: str, rates: Sequence[float], base: Sequence[float], unit: str) -> 
 
 
 def main(
-    description: str, measure: Callable[[argparse.Namespace], Result], argv: Sequence[str] | None = None, **options: int
+    description: str,
+    measure: Callable[[argparse.Namespace], Result],
+    argv: Sequence[str] | None = None,
+    **options: int | str,
 ) -> int:
-    """Measures and reports; the exit code. `options` are further whole-number options and their defaults."""
+    """Measures and reports; the exit code. `options` are further options and their defaults, of whose type they are."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result")
     for name, default in options.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=" ")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=" ")
     arguments = parser.parse_args(argv)
     load = os.getloadavg()[0]
     result = measure(arguments)

@@ -13,13 +13,12 @@ import os
 from pathlib import Path
 from typing import cast
 
-from megatrain import objectives
+from megatrain import layout, objectives
 from megatrain.checkpoint.folders import newest, read_state
 from megatrain.compose import plain
 from megatrain.config import ENGINES, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT
 from megatrain.data.samples import SampleOrder, Source, open_sources
-from megatrain.data.slots import idle_share
 from megatrain.data.state import State, check_state, start_state
 from megatrain.errors import bad_value
 from megatrain.model import spec
@@ -32,10 +31,7 @@ def check(config: TrainConfig) -> list[Source]:
     spec.check(config.model)
     objectives.check(config.objective)
     _check_engine(config)
-    for name in ("tensor", "pipeline", "context"):
-        given = getattr(config.parallel, name)
-        if given != 1:
-            raise bad_value(f"parallel.{name}", given, "only data parallelism exists in this version; legal: 1")
+    layout.check(config)
     if config.launch.nodes > 1 and config.launch.rendezvous is None:
         raise bad_value("launch.rendezvous", "null", f"launch.nodes={config.launch.nodes} need HOST:PORT to meet at")
     if config.logger.tensorboard.enabled and importlib.util.find_spec("tensorboard") is None:
@@ -45,23 +41,6 @@ def check(config: TrainConfig) -> list[Source]:
     sources = _check_data(config)
     _check_run_dir(config, sources)
     return sources
-
-
-def check_ranks(config: TrainConfig, ranks: int) -> None:
-    """What depends on the number of data-parallel ranks. Raises InputError."""
-    given = config.global_batch_size
-    if given < ranks:
-        raise bad_value("global_batch_size", given, f"{ranks} ranks need a sample each; legal: at least {ranks}")
-    idle = idle_share(given, config.micro_batch_size, ranks)
-    if idle > config.launch.max_idle_share:
-        whole = config.micro_batch_size * ranks
-        nearest = max(whole, round(given / whole) * whole)
-        raise bad_value(
-            "global_batch_size",
-            given,
-            f"leaves {idle:.1%} of the slots of {ranks} ranks with micro_batch_size={config.micro_batch_size} empty; "
-            f"legal: {nearest}, or launch.max_idle_share={idle:.3f}",
-        )
 
 
 def _check_numbers(config: TrainConfig) -> None:

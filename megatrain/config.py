@@ -57,6 +57,16 @@ class FsdpShard(Enum):
     gradient = "gradient"
 
 
+class ActivationCheckpointing(Enum):
+    """Which activations the backward pass computes again instead of keeping them.
+
+    full: all within a layer; its input is kept.
+    """
+
+    none = "none"
+    full = "full"
+
+
 class WandbMode(Enum):
     """Where a W&B run goes: to files in the run directory, to the server, nowhere."""
 
@@ -235,11 +245,17 @@ class ParallelConfig:
     """How the ranks are divided; data parallel is what is left."""
 
     tensor: int = 1
-    """Ranks that share each layer's matrices."""
+    """Ranks that share each layer's matrices, and each sequence between them; on one node."""
     pipeline: int = 1
-    """Stages of layers."""
+    """Ranks that the layers are divided among."""
+    virtual_stages: int = 1
+    """Stages of layers on each of them; more than 1 needs schedule=interleaved_1f1b."""
+    schedule: str = "1f1b"
+    """Order of forward and backward passes in a pipeline: 1f1b or interleaved_1f1b."""
     context: int = 1
-    """Ranks that share each sequence."""
+    """Ranks that share each sequence everywhere; only 1 in this version."""
+    replicate: int = 1
+    """Groups of data-parallel ranks: each group holds everything, sharded among its ranks (engine=fsdp)."""
 
 
 @dataclass
@@ -345,6 +361,8 @@ class TrainConfig:
     """Samples of an optimizer step, over all ranks."""
     micro_batch_size: int = 1
     """Samples that a rank computes at once."""
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    """What is computed again in the backward pass to save memory."""
     max_steps: int = MISSING
     """Optimizer steps of the whole run."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -42,6 +42,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def ranks_of_this_node() -> int:
+    """How many processes of the run are on this node, as its launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def device() -> torch.device:
     """Where this rank computes."""
     kind = accelerator()

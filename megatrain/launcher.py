@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatrain import checks
+from megatrain import checks, layout
 from megatrain.config import TrainConfig
 from megatrain.errors import BUG, DONE, STOPPED
 from megatrain.resilience.outcome import clear_outcome, read_outcome, write_outcome
@@ -42,7 +42,7 @@ def run(config: TrainConfig, arguments: Sequence[str]) -> int:
     """Trains on this node and returns the run's exit code. Raises InputError before anything is spawned."""
     checks.check(config)
     processes = config.launch.processes or _accelerators() or 1
-    checks.check_ranks(config, processes * config.launch.nodes)
+    layout.check_ranks(config, processes * config.launch.nodes, processes)
     run_dir = Path(config.run_dir)
     requests = _Requests(run_dir, config.launch.nodes)
     run_dir.mkdir(parents=True, exist_ok=True)

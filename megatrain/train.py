@@ -26,14 +26,14 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
-from megatrain import checks, device, objectives, optimizer
+from megatrain import checks, device, layout, objectives, optimizer
 from megatrain.batch import Batch
 from megatrain.checkpoint.folders import newest
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.compose import compose, plain
-from megatrain.config import TrainConfig
+from megatrain.config import ActivationCheckpointing, TrainConfig
 from megatrain.data.format import HELD_OUT
 from megatrain.data.loader import Loader, held_out_batches
 from megatrain.data.samples import SampleOrder, Source, open_sources
@@ -43,6 +43,7 @@ from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
 from megatrain.model.initialization import InitialWeights
+from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
 from megatrain.observe.events import EventLog, SkipSink, versions
 from megatrain.observe.metrics import MetricStream
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     watchdog: Watchdog | None = None
     try:
         where = device.start(waiting_seconds(config), config.deterministic)
-        checks.check_ranks(config, dist.get_world_size())
+        layout.check_ranks(config, dist.get_world_size(), device.ranks_of_this_node())
         trainer = build(config, sources, where, stop)
         watchdog = watch(trainer)
         reason = train(trainer, watchdog)
@@ -142,7 +143,7 @@ def train(trainer: Trainer, watchdog: Watchdog) -> str | None:
 def build(config: TrainConfig, sources: list[Source], where: torch.device, stop: StopSignal) -> Trainer:
     """All parts of a run on this rank, as new or as the newest whole checkpoint of run_dir has them."""
     run_dir, rank = Path(config.run_dir), dist.get_rank()
-    mesh = meshes.build(config.parallel)
+    mesh = meshes.build(config.parallel, config.model.num_kv_heads)
     store, progress, slowest = _store(), Progress(), timedelta(seconds=waiting_seconds(config))
     agree = Agreement(store, dist.get_world_size(), f"checkpoint/{_attempt()}", slowest)
     checkpoints = CheckpointManager(run_dir, rank, dist.get_world_size(), progress.meeting(agree))
@@ -216,11 +217,19 @@ def make_engine(config: TrainConfig, mesh: Mesh, sources: int, weights: ShardRea
     torch.manual_seed(config.seed)
     clip = config.optim.gradient_clip
     engine = select.make(config.engine, config.precision, config.micro_batch_size, clip, sources)
-    with torch.device("meta"):
-        model = Transformer(config.model)
-    engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
+    engine.build(chunks(config, mesh), mesh, partial(optimizer.build, config.optim, config.model))
     engine.load_shards(weights)
     return engine
+
+
+def chunks(config: TrainConfig, mesh: Mesh) -> list[Transformer]:
+    """The stages of the model that this rank computes, on the meta device; stage i is pipeline rank i % pipeline's."""
+    parallel = config.parallel
+    every = stages(config.model, parallel.pipeline * parallel.virtual_stages, config.sequence_length)
+    recompute = config.activation_checkpointing is ActivationCheckpointing.full
+    with torch.device("meta"):
+        mine = every[mesh.pipeline_rank :: parallel.pipeline]
+        return [Transformer(config.model, stage, mesh.tensor, recompute) for stage in mine]
 
 
 def make_loader(config: TrainConfig, sources: list[Source], saved: TrainerState | None, mesh: Mesh) -> Loader:

@@ -52,7 +52,7 @@ def train(
         for first in range(0, len(batch.input_ids), micro_batch_size):
             micro = batch.map(lambda tensor: tensor[first : first + micro_batch_size])  # noqa: B023
             losses = model(micro.input_ids, micro.positions, micro.start, micro.end, micro.targets)
-            (losses.sum() / count).backward()
+            (losses.sum() / count.clamp(min=1)).backward()
             loss_sum += losses.detach().sum(dtype=torch.float64)
             for name, weight in weights.items():
                 assert weight.grad is not None, name
@@ -60,6 +60,10 @@ def train(
                 weight.grad = None
         for name, master in masters.items():
             master.grad = gradients[name]
+        if count == 0:  # A step without targets is skipped.
+            result.losses.append(0.0)
+            result.gradient_norms.append(0.0)
+            continue
         norm = torch.nn.utils.clip_grad_norm_(masters.values(), optim.gradient_clip or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

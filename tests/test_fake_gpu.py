@@ -79,7 +79,7 @@ class PlainDeepSpeed(nn.Module):
 def train() -> dict[str, Any]:
     """Trains STEPS steps in each of RUNS, evaluating after every second one: what was done, written, waited for."""
     fake_gpu.start(RANKS)
-    mesh = meshes.build(ParallelConfig())
+    mesh = meshes.build(ParallelConfig(), samples.MODEL.num_kv_heads)
     return {run: train_in(ENGINES[run.split()[0]], Precision(run.split()[1]), mesh) for run in RUNS}
 
 
@@ -97,7 +97,7 @@ def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str
             trainer.after_step()
         waited_for = list(host.waited_for)
         trainer.metrics.close()
-        weights = list(trainer.engine.module.parameters())  # type: ignore[attr-defined]
+        weights = list(trainer.engine.modules[0].parameters())  # type: ignore[attr-defined]
         return {
             "waits": host.waits,
             "waited_for": waited_for,
@@ -107,7 +107,7 @@ def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str
 
 
 def make_trainer(
-    chosen: EngineConfig, precision: Precision, model: nn.Module, folder: Path, mesh: Mesh, held_out: list[Batch]
+    chosen: EngineConfig, precision: Precision, model: Transformer, folder: Path, mesh: Mesh, held_out: list[Batch]
 ) -> Trainer:
     """A trainer as train.build joins it, without what loads, saves and stops."""
     # Here, for it takes seconds and only the subprocess needs it; engines first, which says what DeepSpeed runs on.
@@ -122,7 +122,7 @@ def make_trainer(
         engine=chosen,
         evaluation=EvaluationConfig(every=2),
     )
-    deepspeed.initialize = lambda model, optimizer, config: (PlainDeepSpeed(model, optimizer), config)
+    deepspeed.initialize = lambda model, optimizer, config, mpu: (PlainDeepSpeed(model, optimizer), config, mpu)
     engine = select.make(chosen, precision, 2, config.optim.gradient_clip, sources=2)
     engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
     absent: Any = None

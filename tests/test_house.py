@@ -28,6 +28,7 @@ LAYERS = (
     "launcher",
     "train",
     "trainer checks",
+    "layout",
     "evaluate inspect",
     "checkpoint",
     "engines observe",
@@ -51,7 +52,8 @@ ONLY = {
 """Parts that may import less than what lies below them."""
 
 WITHOUT_TORCH = (
-    "__main__ launcher checks compose config errors model.spec objectives observe.records observe.report schedule",
+    "__main__ launcher checks layout compose config errors model.spec model.partition objectives observe.records",
+    "observe.report schedule parallel.schedules",
     "checkpoint.format checkpoint.folders data.format data.mixture data.order data.prefetch data.reader data.samples",
     "data.sequences data.slots data.state data_prep.* resilience.*",
 )

@@ -122,7 +122,10 @@ def groups(config: OptimConfig, model: ModelConfig) -> dict[float, set[str]]:
     names = {parameter: name for name, parameter in parameters.items()}
     built = optimizer.build(config, model, parameters.items())
     assert sum(len(group["params"]) for group in built.param_groups) == len(parameters)
-    return {group["weight_decay"]: {names[p] for p in group["params"]} for group in built.param_groups}
+    found: dict[float, set[str]] = {}
+    for group in built.param_groups:
+        found.setdefault(group["weight_decay"], set()).update(names[p] for p in group["params"])
+    return found
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,35 @@
 """What every engine does alike, whoever shards: sums of losses, gradient norm, clipping, the fused optimizer's state.
 
 Design choices:
-- Nothing here reads the device, and nothing knows who holds which range: the engines give lists of local tensors.
+- Nothing here reads the device. The engines give views of gradients; which elements of the whole those are, and which
+  other ranks hold them too, model/partition.py says: so each counts once in the norm.
 - Sums over billions of elements are taken in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatrain.batch import IGNORE, Batch, Stats
+from megatrain.model.partition import Part, cut
 from megatrain.parallel.mesh import Mesh
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state besides the step count: one vector each, of the ranges of the master (law 1)."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Elements [start, start + len(tensor)) of a rank's own, flattened parameter; scaling it scales the step. 1-D."""
+
+    name: str
+    start: int
+    tensor: Tensor
 
 
 class Sums:
@@ -38,9 +50,9 @@ class Sums:
         self.targets += torch.where(of_source, (batch.targets != IGNORE).sum(dim=1)[:, None], 0).sum(dim=0)
 
     def reduced(self, mesh: Mesh, norm: Tensor | None) -> Stats:
-        """The sums over all data-parallel ranks. Collective."""
-        dist.all_reduce(self.loss, group=mesh.data_group)
-        dist.all_reduce(self.targets, group=mesh.data_group)
+        """The sums over all samples, of which the last stages of pipelines know. Collective."""
+        dist.all_reduce(self.loss, group=mesh.losses_group)
+        dist.all_reduce(self.targets, group=mesh.losses_group)
         return Stats(loss_sum=self.loss, target_count=self.targets, gradient_norm=norm)
 
 
@@ -54,28 +66,53 @@ def loss_scale(target_count: Tensor, divided_by: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def gradient_norm(gradients: Sequence[Tensor], where: torch.device, group: dist.ProcessGroup | None) -> Tensor:
-    """The global 2-norm, 0-dim float64 on the device `where`.
+def sum_tied(gradients: Sequence[Gradient], mesh: Mesh, where: torch.device) -> None:
+    """Adds up the gradients of an embedding that the first and the last stage of a pipeline share. Collective of both.
 
-    gradients: each element once over the ranks of `group`, or all of them on this rank where `group` is None.
+    Both hold the same ranges of it, since it is cut by itself. where: the device that communicates, which offloaded
+    gradients visit.
     """
-    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float64)
-    squares: Tensor = torch.stack(norms).square().sum().to(where)
-    if group is not None:
-        dist.all_reduce(squares, group=group)
-    return squares.sqrt()
+    for gradient in gradients:
+        if gradient.name == "embedding.weight":
+            total = gradient.tensor.to(where)
+            dist.all_reduce(total, group=mesh.ends_group)
+            gradient.tensor.copy_(total)
 
 
 @torch.no_grad()
-def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
+def gradient_norm(
+    gradients: Sequence[Gradient], parts: Mapping[str, Part], where: torch.device, copies: int = 1
+) -> Tensor:
+    """The global 2-norm over all ranks, 0-dim float64 on the device `where`. Collective.
+
+    copies: how many data-parallel ranks have each of these gradients. What ranks hold alike besides, as `parts` says,
+    counts at its first copy.
+    """
+    counted = [
+        gradient.tensor[offset - gradient.start : offset - gradient.start + piece.stop - piece.start]
+        for gradient in gradients
+        for piece, offset in cut(parts[gradient.name].pieces, gradient.start, gradient.start + len(gradient.tensor))
+        if piece.replica == 0
+    ]
+    squares = torch.zeros((), dtype=torch.float64, device=where)
+    if counted:
+        norms = torch._foreach_norm(counted, 2, dtype=torch.float64)
+        squares += torch.stack(norms).square().sum().to(where)
+    dist.all_reduce(squares)
+    return (squares / copies).sqrt()
+
+
+@torch.no_grad()
+def clip(gradients: Sequence[Gradient], norm: Tensor, largest: float) -> None:
     """Scales the gradients in place so that their global norm is at most `largest`; 0: leaves them.
 
     The coefficient goes where the gradients are: the host, if they were offloaded.
     """
-    if largest > 0:
+    tensors = [gradient.tensor for gradient in gradients]
+    if largest > 0 and tensors:
         # A norm that isn't finite would make every gradient NaN; such a step is skipped anyway.
         coefficient = (largest / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(list(gradients), coefficient.to(gradients[0].device).to(gradients[0].dtype))
+        torch._foreach_mul_(tensors, coefficient.to(tensors[0].device).to(tensors[0].dtype))
 
 
 def set_step(optimizer: torch.optim.Optimizer, learning_rate: float, skip: Tensor, where: torch.device) -> None:

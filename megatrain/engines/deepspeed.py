@@ -25,8 +25,12 @@ from megatrain import device
 from megatrain.batch import Batch, Stats
 from megatrain.config import DeepSpeedConfig, Precision
 from megatrain.engines import common, deepspeed_internals, ranges
+from megatrain.engines.common import Gradient
+from megatrain.engines.deepspeed_internals import Adapter
 from megatrain.engines.engine import Capabilities, OptimizerFactory
+from megatrain.engines.pipeline import Pipeline
 from megatrain.engines.ranges import Shard, ShardReader
+from megatrain.model.transformer import Transformer
 from megatrain.parallel.mesh import Mesh
 
 
@@ -94,23 +98,29 @@ class DeepSpeedEngine:
         self.gradient_clip = gradient_clip
         self.sources = sources
 
-    def build(self, chunks: Sequence[nn.Module], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
-        """Takes one module on the meta device. Collective."""
-        (module,) = chunks
+    def build(self, chunks: Sequence[Transformer], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
+        """See Engine.build."""
         self.mesh = mesh
         self.device = device.device()
         # Its shared-memory collectives for the CPU would be compiled at the first start (50 s).
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=device.backend(), dist_init_required=False, verbose=False)
+        deepspeed_internals.replace_functions()
+        self.modules = list(chunks)
+        self.chunks = [self._initialize(module, optimizer_factory) for module in chunks]
+        self.pipeline = Pipeline(self.chunks, mesh, self.dtype)
+        self.parts = {name: part for module in chunks for name, part in module.parts.items()}
+        self.gradients: list[Gradient] = []
+        self.norm = torch.zeros((), device=self.device)
+
+    def _initialize(self, module: Transformer, optimizer_factory: OptimizerFactory) -> Adapter:
         self._give_memory(module)
         optimizer = optimizer_factory(module.named_parameters())
+        unit = deepspeed_internals.ModelParallelUnit(self.mesh)
         # BF16_Optimizer prints the machine's memory around every parameter group.
         with redirect_stdout(None):
-            self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.json)
-        self.internals = deepspeed_internals.adapt(self.deepspeed)
-        self.module: nn.Module = module
-        self.gradients: list[Tensor] = []
-        self.norm = torch.zeros((), device=self.device)
+            engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.json, mpu=unit)
+        return deepspeed_internals.adapt(engine)
 
     def _give_memory(self, module: nn.Module) -> None:
         """Replaces meta parameters by zeros on the device, tied ones by one; ZeRO-3 partitions as it goes."""
@@ -131,60 +141,58 @@ class DeepSpeedEngine:
 
     def accumulate(self, micro_batches: Sequence[Batch], target_count: Tensor) -> Stats:
         """See Engine.accumulate."""
-        self.deepspeed.train()
         sums = common.Sums(self.sources, self.device)
-        scale = common.loss_scale(target_count, divided_by=self.mesh.data_size)
-        for i, batch in enumerate(micro_batches):
-            self.deepspeed.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
-            losses = self._losses(batch)
-            sums.add(batch, losses.detach())
-            self.deepspeed.backward(losses.sum() * scale)
-        self.internals.reduce()
-        self.gradients = self.internals.gradients()
-        group = None if self.internals.replicated else self.mesh.data_group
-        self.norm = common.gradient_norm(self.gradients, self.device, group)
+        for chunk in self.chunks:
+            chunk.engine.train()
+        self.pipeline.train(micro_batches, common.loss_scale(target_count, divided_by=self.mesh.data_size), sums)
+        for chunk in self.chunks:
+            chunk.reduce()
+        self.gradients = [gradient for chunk in self.chunks for gradient in chunk.gradients()]
+        if self.modules[0].shares_embedding:
+            common.sum_tied(self.gradients, self.mesh, self.device)
+        self.norm = common.gradient_norm(self.gradients, self.parts, self.device, self.chunks[0].copies)
         return sums.reduced(self.mesh, self.norm)
-
-    def _losses(self, batch: Batch) -> Tensor:
-        losses: Tensor = self.deepspeed(batch.input_ids, batch.positions, batch.start, batch.end, batch.targets)
-        return losses
 
     @torch.no_grad()
     def apply(self, learning_rate: float, skip: Tensor) -> None:
         """See Engine.apply."""
         # Where the optimizer steps on the host (offload), the coefficient and `skip` are read from the device.
         common.clip(self.gradients, self.norm, self.gradient_clip)
-        common.set_step(self.internals.inner, learning_rate, skip, self.internals.flats()[0].device)
-        self.deepspeed.set_gradient_accumulation_boundary(True)
-        self.deepspeed.step()
+        for chunk in self.chunks:
+            common.set_step(chunk.inner, learning_rate, skip, chunk.flats()[0].device)
+            chunk.engine.set_gradient_accumulation_boundary(True)
+            chunk.engine.step()
         self.gradients = []
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> Stats:
         """See Engine.evaluate."""
-        self.deepspeed.eval()
         sums = common.Sums(self.sources, self.device)
-        for batch in micro_batches:
-            sums.add(batch, self._losses(batch))
-        self.internals.after_forwards()
+        for chunk in self.chunks:
+            chunk.engine.eval()
+        self.pipeline.evaluate(micro_batches, sums)
+        for chunk in self.chunks:
+            chunk.after_forwards()
         return sums.reduced(self.mesh, None)
 
     def shards(self) -> Iterable[Shard]:
         """See Engine.shards."""
-        return self.internals.shards()
+        return (shard for chunk in self.chunks for shard in chunk.shards())
 
     @torch.no_grad()
     def load_shards(self, reader: ShardReader) -> None:
         """See Engine.load_shards."""
-        common.create_state(self.internals.inner, self.internals.flats(), reader.optimizer_step)
-        self.internals.before_load()
-        for shard in self.internals.shards():
-            ranges.load(shard, reader)
-        self.internals.after_load()
+        for chunk in self.chunks:
+            common.create_state(chunk.inner, chunk.flats(), reader.optimizer_step)
+            chunk.before_load()
+            for shard in chunk.shards():
+                ranges.load(shard, reader)
+            chunk.after_load()
 
     def optimizer_step(self) -> int:
         """See Engine.optimizer_step."""
-        return int(self.internals.inner.state[self.internals.flats()[0]]["step"].item())
+        chunk = self.chunks[0]
+        return int(chunk.inner.state[chunk.flats()[0]]["step"].item())
 
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:

@@ -15,28 +15,45 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero import partitioned_param_coordinator
+from deepspeed.runtime.zero import utils as zero_utils
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from megatrain.engines.common import MOMENTS
-from megatrain.engines.ranges import MASTER, Shard
+from megatrain.batch import Batch
+from megatrain.engines.common import MOMENTS, Gradient
+from megatrain.engines.ranges import MASTER, Shard, shards_of
 from megatrain.errors import InputError
+from megatrain.model.transformer import Transformer
+from megatrain.parallel.mesh import Mesh
 
-RELIED_ON: dict[type, dict[str, str]] = {
+RELIED_ON: dict[type | ModuleType, dict[str, str]] = {
     DeepSpeedEngine: {
         "_backward_epilogue": "c1e95076ff467634",
+        "_backward_prologue": "53dd1ec5ccb642b7",
         "_take_model_step": "8e74072e9526ea9d",
+        "backward": "0ce89b3804791dd0",
+        "forward": "d2a9fb4de2557ef6",
         "is_gradient_accumulation_boundary": "26561c80b953b8fd",
     },
     BF16_Optimizer: {
@@ -64,39 +81,107 @@ RELIED_ON: dict[type, dict[str, str]] = {
         "set_grad_positions": "710e28b75a2f8687",
         "step": "d7e1bfe84220c235",
     },
+    DeepSpeedZeRoOffload: {
+        "_register_deepspeed_module": "a6c23caa7646ad1d",
+        "get_param_coordinator": "7136c7e74868e6ae",
+        "setup_zero_stage3_hooks": "bd98c4e19cf91708",
+    },
+    PartitionedParameterCoordinator: {
+        "__init__": "55cf8ceb2d9bf843",
+        "_clear_trace_structures": "5f99db41d305edc7",
+        "release_sub_module": "23a6211bd4bb6583",
+        "reset_step": "9418523145760a94",
+    },
+    zero_utils: {
+        "assert_ints_same_as_other_ranks": "50132da68b55103e",
+    },
 }
-"""Methods that are replaced or whose body is relied on, with the start of the SHA-256 of their source."""
+"""What is replaced or whose body is relied on, with the start of the SHA-256 of its source."""
 
 
 @cache
-def _methods(file: str) -> dict[tuple[str, str], str]:
-    """The source of each method in a file by (class, method): read from the file, since decorators hide functions."""
+def _functions(file: str) -> dict[tuple[str, str], str]:
+    """The source of each function in a file by (class, its name), or ("", its name) where it is the module's.
+
+    Read from the file, since decorators hide functions.
+    """
     text = Path(file).read_text(encoding="utf-8")
     lines = text.splitlines()
+    module = ast.parse(text)
+    classes = {owner.name: owner.body for owner in module.body if isinstance(owner, ast.ClassDef)}
     return {
-        (owner.name, method.name): "\n".join(lines[method.lineno - 1 : method.end_lineno])
-        for owner in ast.parse(text).body
-        if isinstance(owner, ast.ClassDef)
-        for method in owner.body
-        if isinstance(method, ast.FunctionDef)
+        (owner, function.name): "\n".join(lines[function.lineno - 1 : function.end_lineno])
+        for owner, body in {"": module.body, **classes}.items()
+        for function in body
+        if isinstance(function, ast.FunctionDef)
     }
 
 
-def source_hash(owner: type, method: str) -> str:
-    """The start of the SHA-256 of a method's source; empty where the class has no such method."""
-    source = _methods(inspect.getfile(owner)).get((owner.__name__, method))
+def source_hash(owner: type | ModuleType, function: str) -> str:
+    """The start of the SHA-256 of a function's source; empty where the class or module has no such function."""
+    source = _functions(inspect.getfile(owner)).get((owner.__name__ if isinstance(owner, type) else "", function))
     return hashlib.sha256(source.encode()).hexdigest()[:16] if source else ""
 
 
 def check_version() -> None:
     """Raises InputError where the installed DeepSpeed isn't the one that this file was written for."""
-    for owner, methods in RELIED_ON.items():
-        for method, expected in methods.items():
-            if source_hash(owner, method) != expected:
+    for owner, functions in RELIED_ON.items():
+        for function, expected in functions.items():
+            if source_hash(owner, function) != expected:
                 raise InputError(
-                    f"engine=deepspeed: {owner.__name__}.{method} of deepspeed {deepspeed.__version__} isn't the one "
+                    f"engine=deepspeed: {owner.__name__}.{function} of deepspeed {deepspeed.__version__} isn't the one "
                     "that this engine replaces or relies on; legal: deepspeed 0.19.8"
                 )
+
+
+@dataclass(frozen=True)
+class ModelParallelUnit:
+    """What DeepSpeed asks about ranks: only those of `data_group` hold the same parameters."""
+
+    mesh: Mesh
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        """The ranks to shard, gather and reduce over."""
+        return self.mesh.data_group
+
+    def get_data_parallel_rank(self) -> int:
+        """This rank's number among them."""
+        return self.mesh.data_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        """How many they are."""
+        return self.mesh.data_size
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the other parts of the model."""
+        return self.mesh.model_group
+
+    def get_model_parallel_rank(self) -> int:
+        """This rank's number among them."""
+        return self.mesh.model_group.rank()
+
+    def get_model_parallel_world_size(self) -> int:
+        """How many they are."""
+        return self.mesh.model_group.size()
+
+
+def assert_ints_same_as_other_ranks(ints: Sequence[int]) -> None:
+    """DeepSpeed's of the same name, in the data-parallel group, where ranks of other stages aren't waited for."""
+    group = groups._get_data_parallel_group()
+    where = get_accelerator().current_device_name()
+    # The length comes first: others of another length could not be received.
+    for own in ([len(ints)], list(ints)):
+        theirs = torch.tensor(own, dtype=torch.int64, device=where)
+        dist.broadcast(theirs, group=group, group_src=0)
+        if theirs.tolist() != own:
+            raise RuntimeError(
+                f"the ranks of a data-parallel group use weights in other orders: {theirs.tolist()}, {own}"
+            )
+
+
+def replace_functions() -> None:
+    """Puts this file's functions in place of DeepSpeed's, where those speak to all ranks."""
+    partitioned_param_coordinator.assert_ints_same_as_other_ranks = assert_ints_same_as_other_ranks
 
 
 class Adapter:
@@ -110,6 +195,7 @@ class Adapter:
         # At ZeRO-0 DeepSpeed refuses float64 and reduces in fp32; `reduce` does it there.
         engine.enable_backward_allreduce = not self.replicated
         self.optimizer: Any = engine.optimizer
+        self.module: Transformer = engine.module
         self.names: dict[nn.Parameter, str] = {p: name for name, p in engine.module.named_parameters()}
 
     @property
@@ -118,6 +204,16 @@ class Adapter:
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        """See Chunk.forward."""
+        y: Tensor = self.engine(x, batch.positions, batch.start, batch.end, batch.targets)
+        return y
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See Chunk.backward. ZeRO-1 reduces at the last, ZeRO-2 and 3 at each."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
     def flats(self) -> list[Tensor]:
         """The tensors that the inner optimizer steps: masters, flattened as DeepSpeed keeps them."""
         return [parameter for group in self.inner.param_groups for parameter in group["params"]]
@@ -125,39 +221,34 @@ class Adapter:
     def reduce(self) -> None:
         """Averages the gradients over the data-parallel ranks where DeepSpeed's backward hasn't."""
         group = self.engine.seq_data_parallel_group
-        gradients = self.gradients()
+        gradients = [gradient.tensor for gradient in self.gradients()]
         for work in [dist.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]:
             work.wait()
         torch._foreach_div_(gradients, float(group.size()))
 
-    def gradients(self) -> list[Tensor]:
-        """The reduced gradients of the ranges that this rank steps, without padding; scaling them scales the step."""
-        return [p.grad for p in self.names if p.grad is not None]
+    def gradients(self) -> list[Gradient]:
+        """The reduced gradients of the ranges that this rank steps, without ZeRO's padding."""
+        return [Gradient(name, 0, p.grad.view(-1)) for p, name in self.names.items() if p.grad is not None]
 
     def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
         """(parameter, first element, flat master, first and last element in it) of each range held here."""
         for parameter in self.names:
             yield parameter, 0, parameter, 0, parameter.numel()
 
-    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        """The parameter's whole shape."""
-        return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-    def replica(self) -> tuple[int, int]:
-        """(this copy, copies) of what this rank holds."""
-        group = self.engine.seq_data_parallel_group
-        return (group.rank(), group.size()) if self.replicated else (0, 1)
+    @property
+    def copies(self) -> int:
+        """How many data-parallel ranks hold the same."""
+        return int(self.engine.seq_data_parallel_group.size()) if self.replicated else 1
 
     def shards(self) -> Iterator[Shard]:
         """Live views of everything this rank holds. The optimizer's state has to exist."""
-        replica, replicas = self.replica()
+        copy = self.engine.seq_data_parallel_group.rank() if self.replicated else 0
         for parameter, start, flat, first, last in self.pieces():
             if last > first:
-                state = self.inner.state[flat]
+                name, state = self.names[parameter], self.inner.state[flat]
                 tensors = {MASTER: flat.detach().view(-1)[first:last]}
                 tensors |= {moment: state[moment].view(-1)[first:last] for moment in MOMENTS}
-                ranges = ((start, start + last - first),)
-                yield Shard(self.names[parameter], self.shape(parameter), ranges, tensors, replica, replicas)
+                yield from shards_of(name, self.engine.module.parts[name], start, tensors, copy, self.copies)
 
     def after_forwards(self) -> None:
         """Called after forward passes that no backward followed. Collective."""
@@ -179,8 +270,33 @@ class ShardedAdapter(Adapter):
         optimizer: torch.optim.Optimizer = self.optimizer.optimizer
         return optimizer
 
+    def backward(self, loss: Tensor, last: bool) -> None:
+        # DeepSpeed counts hooks from a forward on. In a pipeline a backward may follow another.
+        self.optimizer.clear_backward_seen_flag()
+        super().backward(loss, last)
+
     def reduce(self) -> None:
         """DeepSpeed's hooks have done it."""
+
+    def _gradients_in(self, of_flats: Sequence[Sequence[Tensor]]) -> list[Gradient]:
+        """Views of the gradients of the flat masters: of each, tensors that one after the other are laid out as it is.
+
+        Where such a tensor ends within a parameter, so does a Gradient.
+        """
+        pieces: dict[int, list[tuple[nn.Parameter, int, int, int]]] = {id(flat): [] for flat in self.flats()}
+        for parameter, start, flat, first, last in self.pieces():
+            pieces[id(flat)].append((parameter, start, first, last))
+        found = []
+        for tensors, held in zip(of_flats, pieces.values(), strict=True):
+            begins = [0, *accumulate(tensor.numel() for tensor in tensors)]
+            for parameter, start, first, last in held:
+                at = bisect_right(begins, first) - 1
+                while at < len(tensors) and begins[at] < last and first < last:
+                    low, high = max(first, begins[at]), min(last, begins[at + 1])
+                    part = tensors[at].view(-1)[low - begins[at] : high - begins[at]]
+                    found.append(Gradient(self.names[parameter], start + low - first, part))
+                    at += 1
+        return found
 
 
 class ZeroAdapter(ShardedAdapter):
@@ -200,14 +316,13 @@ class ZeroAdapter(ShardedAdapter):
         """Waits for offloaded gradients, which are copied to the host without blocking."""
         self.optimizer._wait_for_offload_copies()
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> list[Gradient]:
         optimizer = self.optimizer
         if optimizer.cpu_offload:
-            # The padding is never written again: scaled by a NaN once, it would be one for good.
-            padded = zip(optimizer.single_partition_of_fp32_groups, optimizer.groups_padding, strict=True)
-            return [flat.grad[: flat.numel() - padding] for flat, padding in padded]
-        # Here the padding at the end of the last part is made anew each time: zeros.
-        return [gradient for group in optimizer.averaged_gradients.values() for gradient in group]
+            # Without the padding: it is never written again, and scaled by a NaN once it would be one for good.
+            return self._gradients_in([[flat.grad] for flat in self.flats() if flat.grad is not None])
+        # Its keys are in the order in which backward reached the groups.
+        return self._gradients_in([optimizer.averaged_gradients[i] for i in range(len(self.flats()))])
 
     def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
         # Not p._hp_mapping: with round_robin_gradients it points at the wrong elements of most parameters.
@@ -243,9 +358,8 @@ class Bf16Adapter(ShardedAdapter):
         flats: list[Tensor] = list(self.optimizer.fp32_groups_flat_partition)
         return flats
 
-    def gradients(self) -> list[Tensor]:
-        gradients: list[Tensor] = list(self.optimizer.fp32_groups_gradient_flat_partition)
-        return gradients
+    def gradients(self) -> list[Gradient]:
+        return self._gradients_in([[flat] for flat in self.optimizer.fp32_groups_gradient_flat_partition])
 
     def pieces(self) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
         for i, (flat, parameters) in enumerate(zip(self.flats(), self.optimizer.bf16_groups, strict=True)):
@@ -260,6 +374,29 @@ class Bf16Adapter(ShardedAdapter):
         self.optimizer.update_lp_params()
 
 
+@dataclass
+class Coordinators:
+    """Who gathers weights at ZeRO-3. Each records the order of modules once and gathers ahead by it from then on.
+
+    DeepSpeed has one, which expects a backward after every forward. In a pipeline forwards and backwards come in other
+    orders: it would record for ever, and compare what it recorded with the other ranks, reading the device each time.
+    """
+
+    forward: Any
+    backward: Any
+
+    @classmethod
+    def of(cls, offload: Any, apart: bool) -> Coordinators:
+        """The one that DeepSpeed made; `apart`: another for the backward."""
+        made = offload.param_coordinator
+        if not apart:
+            return cls(made, made)
+        # Both share what is being gathered, and the limit to it.
+        backward = copy(made)
+        backward._clear_trace_structures()
+        return cls(made, backward)
+
+
 class Stage3Adapter(ShardedAdapter):
     """ZeRO-3: each parameter cut into equal parts on its own, the parts of a rank laid end to end."""
 
@@ -267,23 +404,43 @@ class Stage3Adapter(ShardedAdapter):
         super().__init__(engine)
         # A norm on the CPU that is valid: step() then checks and combines nothing that lies on the device.
         self.optimizer._get_norm_groups = lambda: [0.0]
+        self.offload = self.optimizer.parameter_offload
+        self.coordinators = Coordinators.of(self.offload, apart=self.module.stage.count > 1)
+        self.inputs: dict[nn.Module, int] = {}
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        self.offload.param_coordinator = self.coordinators.forward
+        y = super().forward(x, batch)
+        modules: list[Any] = list(self.module.modules())
+        self.inputs = {m: m.ds_grads_remaining for m in modules if hasattr(m, "ds_grads_remaining")}
+        return y
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        # By this count DeepSpeed knows when a module's backward is over, to free its weights. It is set by the forward
+        # and used up by the backward: wrong where two forwards come before.
+        for module, count in self.inputs.items():
+            module.ds_grads_remaining = count  # type: ignore[assignment]
+        if self.coordinators.backward is not self.coordinators.forward:
+            self.offload.param_coordinator = self.coordinators.backward
+            self.coordinators.backward.reset_step()
+        super().backward(loss, last)
 
     def flats(self) -> list[Tensor]:
         flats: list[Tensor] = list(self.optimizer.fp32_partitioned_groups_flat)
         return flats
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> list[Gradient]:
         optimizer = self.optimizer
-        gradients = []
+        if optimizer.offload_optimizer:
+            return self._gradients_in([[flat.grad] for flat in self.flats() if flat.grad is not None])
+        found = []
         for group, parameters in enumerate(optimizer.fp16_groups):
             for i, parameter in enumerate(parameters):
-                _, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-                if optimizer.offload_optimizer:
-                    gradient = optimizer.fp32_partitioned_groups_flat[group].grad[offset : offset + size]
-                else:
-                    gradient = optimizer.averaged_gradients[group][i].view(-1)
-                gradients.append(gradient[: self._real(parameter, size)])
-        return gradients
+                gradient = optimizer.averaged_gradients[group][i].view(-1)
+                begin = gradient.numel() * optimizer._get_param_partition_rank(parameter)
+                real = self._real(parameter, gradient.numel())
+                found.append(Gradient(self.names[parameter], begin, gradient[:real]))
+        return found
 
     def _real(self, parameter: nn.Parameter, size: int) -> int:
         """How many of the `size` elements of this rank's part are the parameter's; the rest is uninitialised."""

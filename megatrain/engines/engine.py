@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from megatrain.batch import Batch, Stats
 from megatrain.engines.ranges import Shard, ShardReader
+from megatrain.model.transformer import Transformer
 from megatrain.parallel.mesh import Mesh
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
@@ -40,7 +41,7 @@ class Engine(Protocol):
 
     capabilities: Capabilities
 
-    def build(self, chunks: Sequence[nn.Module], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
+    def build(self, chunks: Sequence[Transformer], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
         """Takes the modules of this rank (on the meta device), gives them memory and shards them.
 
         Weights are undefined until load_shards.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,36 @@ from megatrain import device
 from megatrain.batch import Batch, Stats
 from megatrain.config import FsdpConfig, FsdpShard, Precision
 from megatrain.engines import common, ranges
-from megatrain.engines.common import MOMENTS
+from megatrain.engines.common import MOMENTS, Gradient
 from megatrain.engines.engine import Capabilities, OptimizerFactory
+from megatrain.engines.pipeline import Pipeline
 from megatrain.engines.ranges import MASTER, Shard, ShardReader
+from megatrain.model.transformer import Transformer
 from megatrain.parallel.mesh import Mesh
 
 # The losses are a view, of which it warns at every forward; an operation in place would harm, and none is done.
 warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
+
+
+@dataclass
+class FsdpChunk:
+    """A chunk as the pipeline runs it. unit: the whole chunk's."""
+
+    module: Transformer
+    unit: FSDPModule
+    keeps_weights: bool
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        """See Chunk.forward."""
+        y: Tensor = self.module(x, batch.positions, batch.start, batch.end, batch.targets)
+        return y
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See Chunk.backward."""
+        if self.keeps_weights:
+            # They were all gathered when the forward ended: keeping them for the next one raises no peak.
+            self.unit.set_reshard_after_backward(last)
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 class FsdpEngine:
@@ -59,35 +83,48 @@ class FsdpEngine:
         self.gradient_clip = gradient_clip
         self.sources = sources
 
-    def build(self, chunks: Sequence[nn.Module], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
-        """Takes one module on the meta device. Collective."""
-        (module,) = chunks
+    def build(self, chunks: Sequence[Transformer], mesh: Mesh, optimizer_factory: OptimizerFactory) -> None:
+        """See Engine.build."""
         self.mesh = mesh
         self.device = device.device()
-        self.module: nn.Module = module.double() if self.master_dtype is torch.float64 else module
-        self.units = self._shard(module)
-        # Each rank gets memory for its shards only.
-        module.to_empty(device=self.device)
-        self.sharded = {name: p for name, p in module.named_parameters() if isinstance(p, DTensor)}
+        self.shard_size = mesh.data.size(-1)
+        self.replicas = mesh.data_size // self.shard_size
+        self.modules = [chunk.double() if self.master_dtype is torch.float64 else chunk for chunk in chunks]
+        self.units: dict[nn.Module, FSDPModule] = {}
+        for module in self.modules:
+            self.units |= self._shard(module)
+            # Each rank gets memory for its shards only.
+            module.to_empty(device=self.device)
+        self.chunks = [FsdpChunk(module, self.units[module], self.keeps_weights) for module in self.modules]
+        self.pipeline = Pipeline(self.chunks, mesh, self.mixed_precision.param_dtype or self.master_dtype)
+        self.parts = {name: part for module in self.modules for name, part in module.parts.items()}
+        self.sharded = {
+            name: parameter
+            for module in self.modules
+            for name, parameter in module.named_parameters()
+            if isinstance(parameter, DTensor)
+        }
+        for parameter in self.sharded.values():
+            # What tensor parallelism pads is in no checkpoint, and has to be 0.
+            parameter.to_local().detach().zero_()
         self.masters = {
             name: nn.Parameter(local)
             for name, parameter in self.sharded.items()
             if (local := parameter.to_local().detach()).numel()
         }
         self.optimizer = optimizer_factory(self.masters.items())
-        self.gradients: list[Tensor] = []
+        self.gradients: list[Gradient] = []
         self.norm = torch.zeros((), device=self.device)
 
-    def _shard(self, module: nn.Module) -> dict[nn.Module, FSDPModule]:
-        """Cuts the module's parameters. Returns what is gathered at once, the whole module last."""
-        mesh = self.mesh.device_mesh["dp"]
-        embedding, head = module.get_submodule("embedding"), module.get_submodule("head")
-        tied = not set(head.parameters()).isdisjoint(embedding.parameters())
+    def _shard(self, module: Transformer) -> dict[nn.Module, FSDPModule]:
+        """Cuts a chunk's parameters. Returns what is gathered at once, the whole chunk last."""
+        ends = {name: end for name, end in module.named_children() if name in ("embedding", "head")}
+        tied = module.stage.last and module.config.tie_embeddings
         units: dict[nn.Module, FSDPModule] = {}
-        for each in (*module.get_submodule("layers").children(), *(() if tied else (embedding, head)), module):
-            # The head, and what belongs to the whole module, is needed again as soon as the forward is over.
-            frees = not self.keeps_weights and each not in (head, module)
-            unit = fully_shard(each, mesh=mesh, reshard_after_forward=frees, mp_policy=self.mixed_precision)
+        for each in (*module.layers.values(), *(() if tied else ends.values()), module):
+            # The head, and what belongs to the whole chunk, is needed again as soon as the forward is over.
+            frees = not self.keeps_weights and each not in (ends.get("head"), module)
+            unit = fully_shard(each, mesh=self.mesh.data, reshard_after_forward=frees, mp_policy=self.mixed_precision)
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
             units[each] = unit
@@ -95,28 +132,20 @@ class FsdpEngine:
 
     def accumulate(self, micro_batches: Sequence[Batch], target_count: Tensor) -> Stats:
         """See Engine.accumulate."""
-        self.module.train()
         sums = common.Sums(self.sources, self.device)
-        scale = common.loss_scale(target_count)
-        for i, batch in enumerate(micro_batches):
-            if self.keeps_weights:
-                # They were all gathered when the forward ended: keeping them for the next one raises no peak.
-                self.units[self.module].set_reshard_after_backward(i == len(micro_batches) - 1)
-            losses = self._losses(batch)
-            sums.add(batch, losses.detach())
-            (losses.sum() * scale).backward()  # type: ignore[no-untyped-call]
+        for module in self.modules:
+            module.train()
+        self.pipeline.train(micro_batches, common.loss_scale(target_count), sums)
         self.gradients = []
         for name, master in self.masters.items():
             gradient = self.sharded[name].grad
             assert isinstance(gradient, DTensor)
             master.grad = gradient.to_local()
-            self.gradients.append(master.grad)
-        self.norm = common.gradient_norm(self.gradients, self.device, self.mesh.data_group)
+            self.gradients.append(Gradient(name, self._start(name), master.grad.view(-1)))
+        if self.modules[0].shares_embedding:
+            common.sum_tied(self.gradients, self.mesh, self.device)
+        self.norm = common.gradient_norm(self.gradients, self.parts, self.device, self.replicas)
         return sums.reduced(self.mesh, self.norm)
-
-    def _losses(self, batch: Batch) -> Tensor:
-        losses: Tensor = self.module(batch.input_ids, batch.positions, batch.start, batch.end, batch.targets)
-        return losses
 
     @torch.no_grad()
     def apply(self, learning_rate: float, skip: Tensor) -> None:
@@ -125,30 +154,36 @@ class FsdpEngine:
         common.set_step(self.optimizer, learning_rate, skip, self.device)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.module.zero_grad()
+        for module in self.modules:
+            module.zero_grad()
         self.gradients = []
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch]) -> Stats:
         """See Engine.evaluate."""
-        self.module.eval()
         sums = common.Sums(self.sources, self.device)
-        for batch in micro_batches:
-            sums.add(batch, self._losses(batch))
-        # What waits for a backward is free again, and the module has its shards.
+        for module in self.modules:
+            module.eval()
+        self.pipeline.evaluate(micro_batches, sums)
+        # What waits for a backward is free again, and the modules have their shards.
         for unit in self.units.values():
             unit.reshard()
         return sums.reduced(self.mesh, None)
 
     def shards(self) -> Iterable[Shard]:
         """See Engine.shards."""
+        replica = self.mesh.data_rank // self.shard_size
         for name, master in self.masters.items():
-            shape = tuple(self.sharded[name].shape)
-            rows = -(-shape[0] // self.mesh.data_size)
-            start = self.mesh.data_rank * rows * (master.numel() // len(master))
             state = self.optimizer.state[master]
             tensors = {MASTER: master.detach().view(-1), **{moment: state[moment].view(-1) for moment in MOMENTS}}
-            yield Shard(name, shape, ((start, start + master.numel()),), tensors)
+            part = self.parts[name]
+            yield from ranges.shards_of(name, part, self._start(name), tensors, replica, self.replicas)
+
+    def _start(self, name: str) -> int:
+        """The first element of a parameter that this rank has: dimension 0 is cut into equal rows."""
+        shape = self.sharded[name].shape
+        rows = -(-shape[0] // self.shard_size)
+        return self.mesh.data_rank % self.shard_size * rows * shape[1:].numel()
 
     @torch.no_grad()
     def load_shards(self, reader: ShardReader) -> None:
@@ -164,10 +199,10 @@ class FsdpEngine:
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
         """See Engine.gathered. Gathers whole layers."""
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        names = {parameter: name for module in self.modules for name, parameter in module.named_parameters()}
         owners: dict[nn.Parameter, FSDPModule] = {}
         for module, unit in self.units.items():
-            # The whole module comes last: what no other unit holds is its own.
+            # The whole chunk comes last: what no other unit holds is its own.
             for parameter in module.parameters():
                 owners.setdefault(parameter, unit)
         units = {owners[parameter] for parameter in parameters}
@@ -175,7 +210,7 @@ class FsdpEngine:
             # In the same order on every rank.
             if unit in units:
                 unit.unshard()
-        whole = dict(self.module.named_parameters())
+        whole = {name: parameter for module in self.modules for name, parameter in module.named_parameters()}
         try:
             yield [whole[names[parameter]] for parameter in parameters]
         finally:

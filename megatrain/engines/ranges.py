@@ -9,10 +9,13 @@ Design choices:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from megatrain.model.partition import Part, cut
 
 MASTER = "master"
 """The state that is the parameter itself, in the precision that the optimizer keeps."""
@@ -35,6 +38,27 @@ class Shard:
     tensors: dict[str, Tensor]
     replica: int = 0
     replicas: int = 1
+
+
+def shards_of(
+    name: str, part: Part, start: int, tensors: Mapping[str, Tensor], copy: int = 0, copies: int = 1
+) -> Iterator[Shard]:
+    """The shards that a view of a rank's own, flattened parameter is; what it holds of padding is left out.
+
+    part: what of the whole parameter the rank holds. tensors: views of its elements from `start` on, by state.
+    copy, copies: this data-parallel copy, of those that hold the same. The ranks may hold pieces alike besides.
+    """
+    (size,) = {len(tensor) for tensor in tensors.values()}
+    for piece, offset in cut(part.pieces, start, start + size):
+        first, last = offset - start, offset - start + piece.stop - piece.start
+        yield Shard(
+            name,
+            part.shape,
+            ((piece.start, piece.stop),),
+            {state: tensor[first:last] for state, tensor in tensors.items()},
+            piece.replica * copies + copy,
+            piece.replicas * copies,
+        )
 
 
 class ShardReader(Protocol):

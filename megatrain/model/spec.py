@@ -29,6 +29,15 @@ class Kind(Enum):
     matrix = "matrix"
 
 
+class Cut(Enum):
+    """How tensor parallelism cuts dimension 0: not at all, even rows, rows of each half, groups of key-value heads."""
+
+    none = "none"
+    rows = "rows"
+    halves = "halves"
+    heads = "heads"
+
+
 @dataclass(frozen=True)
 class ParameterSpec:
     """One parameter as it is stored; std is the standard deviation of its initial values (0: not random)."""
@@ -37,6 +46,7 @@ class ParameterSpec:
     shape: tuple[int, ...]
     kind: Kind
     std: float = 0.0
+    cut: Cut = Cut.none
 
     @property
     def size(self) -> int:
@@ -65,30 +75,31 @@ def _parameters(config: ModelConfig) -> Iterator[ParameterSpec]:
     residual_std = std / (2 * config.num_layers) ** 0.5
     qkv, gate_up = qkv_size(config), 2 * config.intermediate_size
     attention_bias, mlp_bias = config.attention_bias, config.mlp_bias
-    yield ParameterSpec("embedding.weight", (config.vocab_size, hidden), Kind.embedding, std)
+    yield ParameterSpec("embedding.weight", (config.vocab_size, hidden), Kind.embedding, std, Cut.rows)
     for i in range(config.num_layers):
         layer = f"layers.{i}"
         yield from _norm(config, f"{layer}.attention_norm")
-        yield from _linear(f"{layer}.attention.qkv", (qkv, hidden), qkv if attention_bias else 0, std)
+        yield from _linear(f"{layer}.attention.qkv", (qkv, hidden), qkv if attention_bias else 0, std, Cut.heads)
         if config.qk_norm:
             yield ParameterSpec(f"{layer}.attention.query_norm.weight", (head_dim(config),), Kind.norm)
             yield ParameterSpec(f"{layer}.attention.key_norm.weight", (head_dim(config),), Kind.norm)
         out = (config.num_heads * head_dim(config), hidden)
-        yield from _linear(f"{layer}.attention.out", out, hidden if attention_bias else 0, residual_std)
+        yield from _linear(f"{layer}.attention.out", out, hidden if attention_bias else 0, residual_std, Cut.rows)
         yield from _norm(config, f"{layer}.mlp_norm")
-        yield from _linear(f"{layer}.mlp.gate_up", (gate_up, hidden), gate_up if mlp_bias else 0, std)
+        yield from _linear(f"{layer}.mlp.gate_up", (gate_up, hidden), gate_up if mlp_bias else 0, std, Cut.halves)
         down = (config.intermediate_size, hidden)
-        yield from _linear(f"{layer}.mlp.down", down, hidden if mlp_bias else 0, residual_std)
+        yield from _linear(f"{layer}.mlp.down", down, hidden if mlp_bias else 0, residual_std, Cut.rows)
     yield from _norm(config, "norm")
     if not config.tie_embeddings:
-        yield ParameterSpec("head.weight", (config.vocab_size, hidden), Kind.matrix, std)
+        yield ParameterSpec("head.weight", (config.vocab_size, hidden), Kind.matrix, std, Cut.rows)
 
 
-def _linear(name: str, shape: tuple[int, int], bias: int, std: float) -> Iterator[ParameterSpec]:
+def _linear(name: str, shape: tuple[int, int], bias: int, std: float, cut: Cut) -> Iterator[ParameterSpec]:
     """A weight, and a bias of `bias` elements where that isn't 0."""
-    yield ParameterSpec(f"{name}.weight", shape, Kind.matrix, std)
+    yield ParameterSpec(f"{name}.weight", shape, Kind.matrix, std, cut)
     if bias:
-        yield ParameterSpec(f"{name}.bias", (bias,), Kind.bias)
+        # What is added after a row-parallel product is added once, so each rank holds it whole.
+        yield ParameterSpec(f"{name}.bias", (bias,), Kind.bias, cut=Cut.none if cut is Cut.rows else cut)
 
 
 def _norm(config: ModelConfig, name: str) -> Iterator[ParameterSpec]:

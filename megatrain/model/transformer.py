@@ -3,10 +3,11 @@
 Design choices:
 - It gives losses of single tokens, never their mean: law 3's division belongs to whoever knows the global batch.
 - No buffers, and nothing is drawn: it can be built on the meta device and filled by any engine.
-- The number of heads is read from the projections' output, so a rank that holds a share of the rows runs the same code.
+- A stage of a pipeline is the same class with fewer layers, and without the embedding or the head; a tensor-parallel
+  rank's is the same with fewer heads and rows.
 - Nothing is read back from the device.
 
-B is the number of samples, S the sequence length, D the head dimension.
+B is the number of samples, S the sequence length, tp the tensor-parallel ranks, D the head dimension.
 """
 
 from __future__ import annotations
@@ -14,29 +15,40 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from megatrain.batch import IGNORE, mask_end
+from megatrain.batch import mask_end
 from megatrain.config import ModelConfig
 from megatrain.kernels.attention import op
-from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, at_least_fp32, linear, make_norm
+from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, linear, make_norm
+from megatrain.model.partition import Stage, parts, whole
 from megatrain.model.rotary import cos_sin, rotate
-from megatrain.model.spec import head_dim, qkv_size
+from megatrain.model.spec import head_dim
+from megatrain.parallel.tensor import ALONE, TensorParallel, cross_entropy, gather_sequence
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention (Ainslie et al. 2023)."""
+    """Grouped-query self-attention (Ainslie et al. 2023) over this rank's heads."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, tensor: TensorParallel) -> None:
         super().__init__()
         self.head_dim = head_dim(config)
-        self.group = config.num_heads // config.num_kv_heads
-        self.qkv = ColumnLinear(config.hidden_size, qkv_size(config), config.attention_bias)
-        self.query_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.out = RowLinear(config.num_heads * self.head_dim, config.hidden_size, config.attention_bias)
+        heads = config.num_heads // tensor.size
+        kv_heads = max(1, config.num_kv_heads // tensor.size)
+        self.group = heads // kv_heads
+        self.qkv = ColumnLinear(
+            config.hidden_size,
+            (heads + 2 * kv_heads) * self.head_dim,
+            config.attention_bias,
+            tensor,
+            shared_from=heads * self.head_dim if tensor.kv_group is not None else None,
+        )
+        self.query_norm = RMSNorm(self.head_dim, config.norm_eps, tensor) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(self.head_dim, config.norm_eps, tensor) if config.qk_norm else nn.Identity()
+        self.out = RowLinear(heads * self.head_dim, config.hidden_size, config.attention_bias, tensor)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: op.Mask) -> Tensor:
-        """[B, S, hidden_size] from the same; cos and sin as rotary.cos_sin gives them."""
+        """[B, S / tp, hidden_size] from the same; cos and sin as rotary.cos_sin gives them."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         query, key, value = qkv.split((self.group, 1, 1), dim=-2)
         q = rotate(self.query_norm(query.flatten(2, 3)), cos, sin)
@@ -47,32 +59,44 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020)."""
+    """SwiGLU (Shazeer 2020) over this rank's share of the intermediate size."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, tensor: TensorParallel) -> None:
         super().__init__()
-        self.gate_up = ColumnLinear(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias)
-        self.down = RowLinear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+        intermediate = config.intermediate_size // tensor.size
+        self.gate_up = ColumnLinear(config.hidden_size, 2 * intermediate, config.mlp_bias, tensor)
+        self.down = RowLinear(intermediate, config.hidden_size, config.mlp_bias, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, S, hidden_size] from the same."""
+        """[B, S / tp, hidden_size] from the same."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         output: Tensor = self.down(F.silu(gate) * up)
         return output
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each added to the residual stream after its norm."""
+    """Attention and MLP, each added to the residual stream after its norm.
 
-    def __init__(self, config: ModelConfig) -> None:
+    recompute: the backward pass computes them again from the layer's input (Chen et al. 2016).
+    """
+
+    def __init__(self, config: ModelConfig, tensor: TensorParallel, recompute: bool) -> None:
         super().__init__()
-        self.attention_norm = make_norm(config)
-        self.attention = Attention(config)
-        self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config)
+        self.attention_norm = make_norm(config, tensor)
+        self.attention = Attention(config, tensor)
+        self.mlp_norm = make_norm(config, tensor)
+        self.mlp = MLP(config, tensor)
+        self.recompute = recompute
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: op.Mask) -> Tensor:
-        """[B, S, hidden_size] from the same."""
+        """[B, S / tp, hidden_size] from the same."""
+        if self.recompute and torch.is_grad_enabled():
+            # Within the layer's forward, so that what an engine hooks to the layer runs once. Nothing is drawn in it.
+            output: Tensor = checkpoint(self._compute, x, cos, sin, mask, use_reentrant=False, preserve_rng_state=False)
+            return output
+        return self._compute(x, cos, sin, mask)
+
+    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: op.Mask) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, mask)
         output: Tensor = x + self.mlp(self.mlp_norm(x))
         return output
@@ -81,54 +105,79 @@ class Layer(nn.Module):
 class Head(nn.Module):
     """From the residual stream to logits, or on to losses of tokens. `shared`: the embedding's weight, where tied."""
 
-    def __init__(self, config: ModelConfig, shared: nn.Parameter | None) -> None:
+    def __init__(self, config: ModelConfig, rows: int, shared: nn.Parameter | None, tensor: TensorParallel) -> None:
         super().__init__()
-        if shared is None:
-            shared = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.weight = shared
+        self.weight = nn.Parameter(torch.empty(rows, config.hidden_size)) if shared is None else shared
+        self.vocab_size = config.vocab_size
+        self.tensor = tensor
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits [B, S, vocab_size] in x's dtype; with targets int32[B, S] losses as Transformer.forward has them."""
-        logits = linear(x, self.weight)
+        """Of x [B, S / tp, hidden_size] logits [B, S, rows] in its dtype; with targets int32[B, S] losses [B, S]."""
+        logits = linear(gather_sequence(x, self.tensor), self.weight)
         if targets is None:
             return logits
-        losses = F.cross_entropy(
-            at_least_fp32(logits).flatten(0, 1), targets.flatten().long(), ignore_index=IGNORE, reduction="none"
-        )
+        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), self.vocab_size, self.tensor)
         return losses.view_as(targets)
 
 
 class Transformer(nn.Module):
-    """The whole decoder. Its parameters are those of spec.parameters(config), without values until they are loaded."""
+    """A stage of the decoder, or all of it. Its parameters have no values until they are loaded.
 
-    def __init__(self, config: ModelConfig) -> None:
+    stage: which layers it has, and whether the embedding or the head; by default all. tensor: which part of each.
+    recompute: layers keep their input only and compute the rest again in the backward pass.
+    parts: what of the whole model's parameters it holds, by their global names, which are its own too.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        stage: Stage | None = None,
+        tensor: TensorParallel = ALONE,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.stage = stage = stage or whole(config)
+        self.parts = parts(config, stage, tensor.rank, tensor.size)
+        rows = -(-config.vocab_size // tensor.size)
+        if "embedding.weight" in self.parts:
+            # In the last stage too, where it is tied: so it has the same name, and the head shares it.
+            self.embedding = Embedding(rows, config.hidden_size, tensor)
         # A dictionary, so that a layer is named by its number in the whole model wherever it lies.
-        self.layers = nn.ModuleDict({str(i): Layer(config) for i in range(config.num_layers)})
-        self.norm = make_norm(config)
-        self.head = Head(config, self.embedding.weight if config.tie_embeddings else None)
+        layers = range(stage.start, stage.stop)
+        self.layers = nn.ModuleDict({str(i): Layer(config, tensor, recompute) for i in layers})
+        if stage.last:
+            self.norm = make_norm(config, tensor)
+            self.head = Head(config, rows, self.embedding.weight if config.tie_embeddings else None, tensor)
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether the first and the last stage hold the same embedding."""
+        return self.config.tie_embeddings and self.stage.count > 1
 
     def forward(
         self,
-        input_ids: Tensor,
+        x: Tensor,
         positions: Tensor,
         start: Tensor,
         end: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """Losses of the targets, or logits where there are none.
+        """Losses of the targets, or logits where there are none; before the last stage, what the next one takes.
 
-        input_ids, positions, start, end, targets: int32[B, S] as in megatrain.batch.Batch.
+        x: the first stage's input_ids, else hidden states [B, S / tp, hidden_size] in the weights' dtype, which is
+        what a stage before the last returns. input_ids, positions, start, end, targets: int32[B, S] as in Batch.
         Returns with targets the loss of each token, [B, S] in fp32 (fp64 where the weights are), 0 where the target
-        is IGNORE; without, logits [B, S, vocab_size] in the weights' dtype.
+        is IGNORE; without, logits [B, S, vocab_size] in the weights' dtype, of a tensor-parallel rank its columns.
         """
-        x = self.embedding(input_ids)
+        if self.stage.first:
+            x = self.embedding(x)
         cos, sin = cos_sin(self.config, positions, torch.promote_types(x.dtype, torch.float32))
-        mask = op.prepare(self._window(start), mask_end(start, end), keys=input_ids.shape[1])
+        mask = op.prepare(self._window(start), mask_end(start, end), keys=start.shape[1])
         for layer in self.layers.values():
             x = layer(x, cos, sin, mask)
+        if not self.stage.last:
+            return x
         output: Tensor = self.head(self.norm(x), targets)
         return output
 

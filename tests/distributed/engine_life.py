@@ -133,11 +133,11 @@ def make(layout: Layout, **settings: Any) -> AnyEngine:
 
 
 def accumulate(engine: AnyEngine, batch: Batch) -> Stats:
-    return engine.accumulate(micro_batches(batch, MICRO_BATCH), count(batch))
+    return engine.accumulate(micro_batches(batch, MICRO_BATCH, engine.mesh), count(batch))
 
 
 def evaluate(engine: AnyEngine, batch: Batch) -> float:
-    return float(engine.evaluate(iter(micro_batches(batch, MICRO_BATCH))).loss())
+    return float(engine.evaluate(iter(micro_batches(batch, MICRO_BATCH, engine.mesh))).loss())
 
 
 def skip(engine: AnyEngine) -> None:
@@ -150,7 +150,7 @@ def forbid_norms_of_deepspeed(engine: DeepSpeedEngine) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("DeepSpeed takes a norm or looks for an overflow")
 
-    optimizer = engine.deepspeed.optimizer
+    optimizer = engine.chunks[0].optimizer
     for name in (
         "get_grad_norm_direct",
         "complete_grad_norm_calculation_for_cpu_offload",
@@ -168,7 +168,7 @@ class LateCopies:
     UNDERWAY = 12345.0
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
-        self.optimizer = engine.deepspeed.optimizer
+        self.optimizer = engine.chunks[0].optimizer
         self.landing: dict[Tensor, Tensor] = {}
         self.optimizer._record_offload_copy = self.record
 
@@ -312,20 +312,21 @@ def _disturb(engine: AnyEngine) -> Disturbed:
     start = snapshot(engine)
     unchanged = {}
     other = samples.batch(samples=7, sequence_length=16, seed=99)
-    slices, targets, yes = micro_batches(other, MICRO_BATCH), count(other), torch.tensor(True)
+    slices, targets, yes = micro_batches(other, MICRO_BATCH, engine.mesh), count(other), torch.tensor(True)
     with Watch() as watch:
         engine.accumulate(slices, targets)
-    dtypes = {gradient.dtype for gradient in engine.gradients}
+    dtypes = {gradient.tensor.dtype for gradient in engine.gradients}
     # ZeRO-1 and 2 pad the end of the last part with zeros.
-    elements = sum(int((gradient != 0).sum()) for gradient in engine.gradients)
+    elements = sum(int((gradient.tensor != 0).sum()) for gradient in engine.gradients)
     with watch:
         engine.apply(LEARNING_RATE, yes)
     traffic = {name: round(size / PARAMETERS, 1) for name, size in watch.bytes.items() if size > 100}
     unchanged["skip"] = same(start, snapshot(engine))
 
-    losses_of = engine._losses
+    (chunk,) = engine.chunks
+    losses_of = chunk.forward
     poison = torch.nan if dist.get_rank() == dist.get_world_size() - 1 else 1.0
-    with mock.patch.object(engine, "_losses", lambda batch: losses_of(batch) * poison):
+    with mock.patch.object(chunk, "forward", lambda x, batch: losses_of(x, batch) * poison):
         nan_norm = accumulate(engine, other).gradient_norm
     skip(engine)
     unchanged["nan"] = same(start, snapshot(engine))
@@ -361,17 +362,18 @@ def _is_initial(state: WholeState) -> bool:
 
 def _describe(engine: DeepSpeedEngine) -> dict[str, Any]:
     """What DeepSpeed says of itself, and what it made."""
-    built, optimizer = engine.deepspeed, engine.deepspeed.optimizer
+    (chunk,) = engine.chunks
+    built, optimizer = chunk.engine, chunk.optimizer
     return {
         "stage": int(built.zero_optimization_stage()),
         "bf16": built.bfloat16_enabled(),
         "accumulation": built.gradient_accumulation_steps(),
         "clipping": (built.gradient_clipping(), getattr(optimizer, "clip_grad", 0.0)),
-        "optimizer": (type(engine.internals.inner).__name__, engine.internals.inner.defaults["fused"]),
-        "masters": {flat.dtype for flat in engine.internals.flats()},
-        "master devices": {str(flat.device) for flat in engine.internals.flats()},
+        "optimizer": (type(chunk.inner).__name__, chunk.inner.defaults["fused"]),
+        "masters": {flat.dtype for flat in chunk.flats()},
+        "master devices": {str(flat.device) for flat in chunk.flats()},
         "offload": getattr(optimizer, "cpu_offload", getattr(optimizer, "offload_optimizer", False)),
-        "weights": {parameter.dtype for parameter in engine.module.parameters()},
+        "weights": {parameter.dtype for parameter in chunk.module.parameters()},
         "compiled": sorted(OpBuilder._loaded_ops),
         "sub-groups": len(getattr(optimizer, "fp16_groups", [])),
         "persistent": len(getattr(optimizer, "persistent_parameters", [])),

@@ -14,7 +14,6 @@ from torch.distributed._functional_collectives import all_reduce as functional_a
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from megatrain.batch import Batch
 from megatrain.config import DeepSpeedConfig, Precision
 from tests import samples
 from tests.distributed import checking
@@ -66,10 +65,10 @@ def destroyed() -> None:
 def pickled_in_a_step() -> None:
     engine = make_engine(DeepSpeedConfig(), Precision.fp32, 2)
 
-    def gather(_: Batch) -> None:
+    def gather(*_: object) -> None:
         dist.all_gather_object([None, None], "text")
 
-    with mock.patch.object(engine, "_losses", gather):
+    with mock.patch.object(engine.chunks[0], "forward", gather):
         train(engine, [samples.batch(samples=4, sequence_length=8, seed=0)], 2)
 
 

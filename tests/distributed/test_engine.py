@@ -28,7 +28,7 @@ from tests.distributed.engine_life import (
 )
 from tests.distributed.pool import Pool
 from tests.distributed.training import LEARNING_RATE, Curve, train
-from tests.engines.states import same, snapshot
+from tests.engines.states import parameters_of, same, snapshot
 
 pytestmark = pytest.mark.distributed
 
@@ -218,7 +218,7 @@ def gathered_weights(layout: Layout) -> list[bool]:
     control, engine = make(layout), make(layout)
     found = []
     for step in range(3):
-        weights = {name: p for name, p in engine.module.named_parameters() if "norm" in name or "mlp" in name}
+        weights = {name: p for name, p in parameters_of(engine).items() if "norm" in name or "mlp" in name}
         shapes = [p.shape for p in spec.parameters(MODEL) if p.name in weights]
         with engine.gathered(list(weights.values())) as whole:
             found.append([weight.shape for weight in whole] == shapes)

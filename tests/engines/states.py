@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from megatrain.checkpoint.format import Row, check_coverage
@@ -28,6 +28,11 @@ class WholeState:
         return self.tensors[state, name][start:stop]
 
 
+def parameters_of(engine: AnyEngine) -> dict[str, nn.Parameter]:
+    """Those of all chunks on this rank."""
+    return {name: parameter for module in engine.modules for name, parameter in module.named_parameters()}
+
+
 def snapshot(engine: AnyEngine) -> State:
     """Copies of everything on this rank that a step changes: masters, moments, weights and the step count."""
     copies = {
@@ -35,7 +40,7 @@ def snapshot(engine: AnyEngine) -> State:
         for shard in engine.shards()
         for state, tensor in shard.tensors.items()
     }
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in parameters_of(engine).items():
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         copies[f"weight {name}"] = local.detach().clone()
         if hasattr(parameter, "ds_tensor"):
@@ -73,7 +78,7 @@ def whole(engine: AnyEngine) -> WholeState:
 def weights_follow_masters(engine: AnyEngine) -> bool:
     """Whether every weight is its master, cast. Collective: weights that are sharded are gathered for it."""
     masters = whole(engine)
-    parameters = dict(engine.module.named_parameters())
+    parameters = parameters_of(engine)
     with engine.gathered(list(parameters.values())) as weights:
         return all(
             torch.equal(weight.detach().flatten(), masters.tensors[MASTER, name].to(weight.dtype))
