@@ -54,6 +54,7 @@ def _check_numbers(config: TrainConfig) -> None:
         "launch.processes": 1 if config.launch.processes is None else config.launch.processes,
         "optim.learning_rate": config.optim.learning_rate,
         "optim.eps": config.optim.eps,
+        "resilience.heartbeat_seconds": config.resilience.heartbeat_seconds,
     }
     not_negative = {
         "optim.weight_decay": config.optim.weight_decay,
@@ -75,6 +76,10 @@ def _check_numbers(config: TrainConfig) -> None:
     for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if not 0 <= value < 1:
             raise bad_value(key, value, "legal: from 0 to below 1")
+    least = 4 * config.resilience.heartbeat_seconds
+    if not config.resilience.timeout_seconds >= least:
+        given, rule = config.resilience.timeout_seconds, "four resilience.heartbeat_seconds"
+        raise bad_value("resilience.timeout_seconds", given, f"legal: at least {least}, {rule}")
     warmup = warmup_steps(config.optim, config.max_steps)
     decay = decay_steps(config.optim, config.max_steps)
     if warmup + decay > config.max_steps:

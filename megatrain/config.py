@@ -332,6 +332,18 @@ class LaunchConfig:
 
 
 @dataclass
+class ResilienceConfig:
+    """How a run notices that a rank is dead or hangs."""
+
+    heartbeat_seconds: float = 5.0
+    """How often each rank gives a sign of life and looks for the others'."""
+    timeout_seconds: float = 600.0
+    """How long a rank may be silent, or its main thread may stand still before the run is ended: while reading a batch,
+    computing, updating, evaluating a micro-batch, saving a tensor. Three times as long in the first step of a start.
+    At least four heartbeats."""
+
+
+@dataclass
 class TrainConfig:
     """`megatrain train`."""
 
@@ -363,6 +375,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
 
 
 @dataclass

@@ -14,11 +14,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatrain import checks, layout
@@ -96,10 +98,20 @@ class _Requests:
             time.sleep(FORWARD_SECONDS)
 
 
-def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests) -> int | None:
-    """Runs the ranks to their end. None if all ended well, else the exit code of the one that failed first."""
+@dataclass(frozen=True)
+class _Failure:
+    """What the launcher sees of a run that failed. certain: the ranks can't know it better."""
+
+    exit_code: int
+    reason: str
+    certain: bool = False
+
+
+def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests) -> _Failure | None:
+    """Runs the ranks to their end. None if all ended well, else what the rank that failed first died of."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Its reports of a failed rank repeat, over forty lines, what the rank has said in one.
@@ -129,26 +141,28 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], reque
         elastic_launch(launch, sys.executable)("-u", "-m", "megatrain.train", *arguments)
     except ChildFailedError as error:
         # Times are whole seconds. Of ranks that failed in the same one, a killed one made the others fail.
-        first = min(error.failures.values(), key=lambda failure: (failure.timestamp, failure.exitcode >= 0))
-        return int(first.exitcode)
+        failures = error.failures.items()
+        rank, first = min(failures, key=lambda item: (item[1].timestamp, item[1].exitcode >= 0))
+        who = f"rank {rank} ({socket.gethostname()})"
+        if first.exitcode < 0:
+            return _Failure(BUG, f"{who} was killed by signal {-first.exitcode}", certain=True)
+        return _Failure(first.exitcode, f"{who} ended with exit code {first.exitcode}")
+    except RendezvousConnectionError:
+        return _Failure(BUG, f"the launcher that keeps launch.rendezvous={config.launch.rendezvous} is gone")
     return None
 
 
-def _exit_code(run_dir: Path, failed: int | None, received: str | None) -> int:
+def _exit_code(run_dir: Path, failure: _Failure | None, received: str | None) -> int:
     """The run's exit code: what a rank has said, else what can be told from outside."""
-    if failed is None:
-        # Another node's ranks write the outcome where run_dir isn't shared.
-        code, reason = (STOPPED, f"{received} before the first step") if received else (DONE, "")
-    elif failed < 0:
-        code, reason = BUG, f"a rank was killed by signal {-failed}"
-        # Printed even where there is an outcome: the other ranks only see that this one is gone.
-        print(f"megatrain train: {reason}", file=sys.stderr)
-    else:
-        code, reason = failed, f"a rank ended with exit code {failed}"
     outcome = read_outcome(run_dir)
+    if failure and (failure.certain or (failure.exit_code == BUG and outcome is None)):
+        print(f"megatrain train: {failure.reason}", file=sys.stderr)
     if outcome is not None:
         return outcome.exit_code
-    if reason:
-        with suppress(OSError):  # Perhaps there is no space for it.
-            write_outcome(run_dir, code, reason, step=None, rank=None)
-    return code
+    if failure is None and received:
+        failure = _Failure(STOPPED, f"{received} before the first step")
+    if failure is None:
+        return DONE  # Another node's ranks write the outcome where run_dir isn't shared.
+    with suppress(OSError):  # Perhaps there is no space for it.
+        write_outcome(run_dir, failure.exit_code, failure.reason, step=None, rank=None)
+    return failure.exit_code

@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -23,7 +24,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from megatrain import checks, device, layout, objectives, optimizer
 from megatrain.batch import Batch
@@ -51,14 +52,17 @@ from megatrain.observe.sinks import build_sinks, new_wandb_run_id
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement
+from megatrain.resilience.beats import FIRST_STEP
 from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import clear_outcome, write_outcome
 from megatrain.resilience.parent import die_with_launcher
+from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement, StopSignal
+from megatrain.resilience.watchdog import Watchdog
 from megatrain.trainer import Trainer
 
-TIMEOUT_SECONDS = 1800.0
-"""How long a collective may take before the rank gives up."""
+START_SECONDS = 1800.0
+"""How long the slowest rank may take to load."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,42 +85,52 @@ def main(arguments: Sequence[str]) -> int:
     if rank == 0:
         # Under plain torchrun nobody has; another rank of this start may have failed already.
         clear_outcome(run_dir, before=psutil.Process().create_time())
+    watchdog: Watchdog | None = None
     try:
-        where = device.start(TIMEOUT_SECONDS, config.deterministic)
+        where = device.start(waiting_seconds(config), config.deterministic)
         layout.check_ranks(config, dist.get_world_size(), device.ranks_of_this_node())
         trainer = build(config, sources, where, stop)
-        reason = train(trainer)
+        watchdog = watch(trainer)
+        reason = train(trainer, watchdog)
         step = trainer.step
         write_outcome(run_dir, STOPPED if reason else DONE, reason or f"step {step} of {config.max_steps}", step, rank)
         device.finish()
     except Exception as error:
-        return _failed(error, run_dir, rank)
+        return _failed(error, run_dir, rank, watchdog)
     return DONE
 
 
-def _failed(error: Exception, run_dir: Path, rank: int) -> int:
-    """Says why this rank failed, in outcome.json and on the terminal; its exit code.
+def _failed(error: Exception, run_dir: Path, rank: int, watchdog: Watchdog | None) -> int:
+    """Says why this rank failed, in outcome.json, on the terminal and to the other ranks; its exit code.
 
     Only the first rank that fails has something to say: the others see no more than that it is gone.
     """
+    # What gloo raises is a plain RuntimeError that begins with the place in its source.
+    if watchdog is not None and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+        watchdog.ask_who_is_gone()
     no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = error.exit_code if isinstance(error, MegatrainError) else GAVE_UP if no_space else BUG
     reason = f"{type(error).__name__}: {error}" if code == BUG else f"{run_dir}: {error}" if no_space else str(error)
+    line = " ".join(reason.split())
     try:
-        first = write_outcome(run_dir, code, " ".join(reason.split()), None, rank)
+        first = write_outcome(run_dir, code, line, None, rank)
     except OSError:
         first = True  # No space even for this: the terminal has it, and the launcher takes the exit code.
     if first and code == BUG:
         traceback.print_exception(error)
     elif first:
         print(f"megatrain train: {reason}", file=sys.stderr)
+    if watchdog is not None:
+        watchdog.tell(code, line)
     return code
 
 
-def train(trainer: Trainer) -> str | None:
+def train(trainer: Trainer, watchdog: Watchdog) -> str | None:
     """Runs the trainer between its start and stop events, and closes what it holds. The reason to stop, if any."""
     try:
+        watchdog.start()
         reason = trainer.run()
+        watchdog.stop()
         if reason:
             trainer.event("signal", reason=reason)
         trainer.event("stop", reason=reason or "done")
@@ -130,9 +144,9 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     """All parts of a run on this rank, as new or as the newest whole checkpoint of run_dir has them."""
     run_dir, rank = Path(config.run_dir), dist.get_rank()
     mesh = meshes.build(config.parallel, config.model.num_kv_heads)
-    store = PrefixStore("megatrain", _get_default_store())
-    agree = Agreement(store, dist.get_world_size(), f"checkpoint/{_attempt()}")
-    checkpoints = CheckpointManager(run_dir, rank, dist.get_world_size(), agree)
+    store, progress, slowest = _store(), Progress(), timedelta(seconds=waiting_seconds(config))
+    agree = Agreement(store, dist.get_world_size(), f"checkpoint/{_attempt()}", slowest)
+    checkpoints = CheckpointManager(run_dir, rank, dist.get_world_size(), progress.meeting(agree))
     events = EventLog(run_dir / "events.jsonl") if rank == 0 else None
     cleaned = checkpoints.clean()
     folder, passed_over = newest(run_dir)
@@ -165,6 +179,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         },
         step=step,
         saved_step=step if saved else None,
+        progress=progress,
     )
     trainer.event(
         "resume" if saved else "start",
@@ -174,6 +189,27 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         notes=[*cleaned, *passed_over],
     )
     return trainer
+
+
+def watch(trainer: Trainer) -> Watchdog:
+    """The watchdog of this rank. It begins with the training: before, ranks may load as long as they need."""
+    trainer.progress.at(trainer.step + 1, "data")
+    resilience = trainer.config.resilience
+    return Watchdog(
+        trainer.progress,
+        _store(),
+        _attempt(),
+        Path(trainer.config.run_dir),
+        dist.get_rank(),
+        dist.get_world_size(),
+        heartbeat=resilience.heartbeat_seconds,
+        timeout=resilience.timeout_seconds,
+    )
+
+
+def waiting_seconds(config: TrainConfig) -> float:
+    """How long a rank waits for others by itself; the watchdog, which can name them, comes first."""
+    return max(START_SECONDS, (FIRST_STEP + 1) * config.resilience.timeout_seconds)
 
 
 def make_engine(config: TrainConfig, mesh: Mesh, sources: int, weights: ShardReader) -> Engine:
@@ -232,6 +268,12 @@ def write_run_files(config: TrainConfig, run_dir: Path, sources: list[Source]) -
     text = OmegaConf.to_yaml(without_secrets(plain(config)))
     write_whole(run_dir / "config.yaml", text.encode())
     write_whole(run_dir / "tokenizer.json", sources[0].tokenizer.read_bytes())
+
+
+def _store() -> Store:
+    """A client of its own: a request doesn't wait for those of another thread."""
+    store: Store = _get_default_store().clone()  # type: ignore[attr-defined]
+    return PrefixStore("megatrain", store)
 
 
 def _attempt() -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from megatrain.engines.engine import Engine
 from megatrain.observe.events import EventLog
 from megatrain.observe.metrics import DIGEST, MetricStream
 from megatrain.parallel.mesh import Mesh
+from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement
 
 
@@ -39,6 +40,7 @@ class Trainer:
 
     step: steps done so far. held_out: makes this rank's micro-batches of an evaluation. events: rank 0's.
     kept_state: what every checkpoint says besides step, samples and data (config, tokenizer, wandb_run_id).
+    progress: is told where this is, for the watchdog.
     """
 
     config: TrainConfig
@@ -54,12 +56,14 @@ class Trainer:
     kept_state: dict[str, Any]
     step: int = 0
     saved_step: int | None = None
+    progress: Progress = field(default_factory=Progress)
 
     def run(self) -> str | None:
         """Trains. Returns the reason to stop if it was asked to, None when the run is complete; saves either way."""
         began = time.perf_counter()
         reason = None
         while self.step < self.config.max_steps and reason is None:
+            self.progress.at(self.step + 1, "data")
             batch = next(self.loader, None)
             if batch is None:
                 break
@@ -72,6 +76,7 @@ class Trainer:
 
     def train_step(self, batch: RankBatch, began: float) -> None:
         """One optimizer step. began: when the one before it was over, in perf_counter's seconds."""
+        self.progress.at(self.step + 1, "accumulate")
         micro_batches = [micro_batch.to(self.device) for micro_batch in batch.micro_batches]
         target_count, digest = self._global_counts(micro_batches, batch.digest)
         stats = self.engine.accumulate(micro_batches, target_count)
@@ -79,8 +84,10 @@ class Trainer:
         loss = stats.loss()
         skip = (target_count == 0) | ~torch.isfinite(loss) | ~torch.isfinite(stats.gradient_norm)
         learning_rate = schedule.learning_rate(self.config.optim, self.step, self.config.max_steps)
+        self.progress.at(self.step + 1, "apply")
         self.engine.apply(learning_rate, skip)
         self.step += 1
+        self.progress.at(self.step, "metrics")
         seconds = time.perf_counter() - began
         tokens = batch.samples * self.config.sequence_length
         self.metrics.push(
@@ -122,13 +129,15 @@ class Trainer:
 
     def evaluate(self) -> None:
         """The held-out loss, as a record of its own."""
-        stats = self.engine.evaluate(batch.to(self.device) for batch in self.held_out())
+        self.progress.at(self.step, "evaluate")
+        stats = self.engine.evaluate(batch.to(self.device) for batch in self.progress.parts(self.held_out()))
         self.metrics.push({"step": self.step}, {"held_out_loss": stats.loss()})
 
     def save(self) -> None:
         """Writes a checkpoint of this step, unless there is one. The metrics up to it are durable first."""
         if self.saved_step == self.step:
             return
+        self.progress.at(self.step, "save")
         self.metrics.flush()
         data = self.loader.state()
         state = TrainerState(
@@ -141,7 +150,7 @@ class Trainer:
             wandb_run_id=self.kept_state["wandb_run_id"],
         )
         began = time.perf_counter()
-        folder = self.checkpoints.save(self.step, self.engine.shards(), state)
+        folder = self.checkpoints.save(self.step, self.progress.pieces(self.engine.shards()), state)
         self.saved_step = self.step
         self.event("save", path=str(Path(*folder.parts[-2:])), seconds=round(time.perf_counter() - began, 3))
 

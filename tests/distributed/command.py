@@ -4,12 +4,14 @@ Design choices:
 - Every process of a command carries a mark in its environment, so all can be found, whatever session they moved to and
   whoever their parent is by then: to kill them, and to see that none is left.
 - Output goes to files: a child never waits for a reader, and what it said is there after a timeout.
+- A hang becomes a stack: where a command runs out of time, each of its processes dumps its threads and dies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +96,7 @@ class Command:
         self.mark = uuid4().hex
         self._out, self._err = (self.folder / f"{self.mark}.{name}" for name in ("out", "err"))
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **self.environment, MARK: self.mark}
+        environment["PYTHONFAULTHANDLER"] = "1"  # SIGABRT then dumps the stacks to stderr.
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *self.arguments],
@@ -114,7 +117,7 @@ class Command:
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self.fail(f"still runs after {timeout:.0f} seconds")
+            self.hang(f"still runs after {timeout:.0f} seconds")
         return Finished(code, self._out.read_text(), self._err.read_text())
 
     def succeed(self, timeout: float = 120.0) -> None:
@@ -130,7 +133,7 @@ class Command:
             if self.process.poll() is not None:
                 self.fail(f"ended with {self.process.returncode} before {what}")
             if time.monotonic() > deadline:
-                self.fail(f"after {timeout:.0f} seconds still waiting for {what}")
+                self.hang(f"after {timeout:.0f} seconds still waiting for {what}")
             time.sleep(0.005)
 
     def wait_until(self, path: Path, lines: int) -> None:
@@ -142,8 +145,8 @@ class Command:
         ranks = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                if "megatrain.train" in process.cmdline():
-                    ranks[int(process.environ()["RANK"])] = process
+                if "megatrain.train" in process.cmdline() and "RANK" in (environment := process.environ()):
+                    ranks[int(environment["RANK"])] = process
         return [ranks[rank] for rank in sorted(ranks)]
 
     def processes(self) -> list[psutil.Process]:
@@ -165,6 +168,16 @@ class Command:
                     process.kill()
             time.sleep(0.02)
         self.process.wait()
+
+    def hang(self, reason: str) -> NoReturn:
+        """Fails the test with the stacks of all processes too; they end."""
+        processes = self.processes()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+                process.send_signal(signal.SIGABRT)
+        psutil.wait_procs(processes, timeout=5)
+        self.fail(reason)
 
     def fail(self, reason: str) -> NoReturn:
         """Fails the test with everything the command has said."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from megatrain.data.format import open_set
 from megatrain.errors import BAD_INPUT, BUG, GAVE_UP
 from megatrain.resilience.outcome import read_outcome
 from tests.data.sets import flip_a_bit
-from tests.distributed.command import EPOCH, STEPS, Command, Finished, curve, keys, train, write_small_set
+from tests.distributed.command import EPOCH, ROOT, STEPS, Command, Finished, curve, keys, train, write_small_set
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
@@ -70,6 +71,8 @@ IMPOSSIBLE = {
     "parallel.tensor=4": "parallel.tensor=4: its ranks have to be on one node, which has 2; legal: 2",
     "launch.nodes=2": "launch.rendezvous=null: launch.nodes=2 need HOST:PORT to meet at",
     "launch.processes=0": "launch.processes=0: legal: above 0",
+    "resilience.heartbeat_seconds=0": "resilience.heartbeat_seconds=0.0: legal: above 0",
+    "resilience.timeout_seconds=15": "resilience.timeout_seconds=15.0: legal: at least 20.0, four resilience.heartbeat",
 }
 """Bad arguments, and how the line on the terminal begins."""
 
@@ -197,7 +200,7 @@ if os.environ.get("RANK") == "1":
 def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(small_set: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     (tmp_path / "sitecustomize.py").write_text(BUG_AT_STEP_3)
-    with train(small_set, run_dir, "logger.wandb.mode=offline", PYTHONPATH=str(tmp_path)) as command:
+    with train(small_set, run_dir, "logger.wandb.mode=offline", PYTHONPATH=f"{tmp_path}:{ROOT}") as command:
         finished = command.wait()
         assert command.left_over() == []
     assert finished.code == BUG
@@ -219,8 +222,11 @@ def test_a_killed_rank_takes_the_others_along(small_set: Path, tmp_path: Path) -
         finished = command.wait()
         assert time.monotonic() - began < 30
         assert command.left_over() == []
-    assert finished.code == BUG
-    assert "megatrain train: a rank was killed by signal 9\n" in finished.stderr
+    reason = f"rank 1 ({socket.gethostname()}) was killed by signal 9"
+    assert (finished.code, finished.stderr) == (BUG, f"megatrain train: {reason}\n")
+    outcome = read_outcome(run_dir)
+    assert outcome is not None
+    assert (outcome.exit_code, outcome.reason) == (BUG, reason)
 
 
 def test_starting_ranks_end_when_their_launcher_is_killed(small_set: Path, tmp_path: Path) -> None:
