@@ -131,8 +131,8 @@ class FsdpEngine:
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
             units[each] = unit
-        # What is gathered ahead in backward. By itself FSDP goes by the forwards since the last backward, of which there
-        # are several in a pipeline. The first has nothing before it, which is said by itself: it is there already.
+        # What is gathered ahead in backward. By itself FSDP goes by the forwards since the last backward, of
+        # which a pipeline has several. The first has nothing before it, which is said by itself: it is there already.
         order = list(units.values())
         for before, unit in zip([order[0], *order], order, strict=False):
             unit.set_modules_to_backward_prefetch([before])

@@ -63,7 +63,8 @@ LAYOUTS = [
     Layout("zero0", "1f1b"),
     Layout("zero1", "interleaved_1f1b"),
     Layout("zero1", "1f1b", Precision.bf16),
-    Layout("zero2", "1f1b"),
+    Layout("zero2", "1f1b", Precision.bf16),
+    Layout("zero2", "interleaved_1f1b"),
     Layout("zero3-offload", "1f1b"),
 ]
 
@@ -92,7 +93,8 @@ def life(layout: Layout) -> Facts:
     engine = layout.make()
     first, *rest = batches()
     evaluations = {size: evaluate(engine, first, 8 // size // 2) for size in (1, 2, 4)}
-    curve = train(engine, [first, *rest[:2]], 1)
+    # As few micro-batches as a pipeline has ranks, then more.
+    few, more = train(engine, [first, rest[0]], 2), train(engine, [rest[1]], 1)
 
     unchanged = {}
     before = snapshot(engine)
@@ -111,8 +113,8 @@ def life(layout: Layout) -> Facts:
     assert stats.gradient_norm is not None
     assert nan_norm is not None
     return Facts(
-        losses=[*curve.losses, float(stats.loss())],
-        gradient_norms=[*curve.gradient_norms, float(stats.gradient_norm)],
+        losses=[*few.losses, *more.losses, float(stats.loss())],
+        gradient_norms=[*few.gradient_norms, *more.gradient_norms, float(stats.gradient_norm)],
         evaluations=evaluations,
         unchanged=unchanged,
         nan_norm=float(nan_norm),
@@ -223,9 +225,12 @@ def test_each_boundary_is_crossed_once_in_each_direction(layout: Layout, facts: 
 
 
 def test_the_host_reads_nothing(layout: Layout, facts: list[Facts]) -> None:
-    """ZeRO-3 reads a scalar for each chunk, which the replaced norm made on the host; and nothing about its order."""
-    chunks = len(facts) // RANKS * layout.stages // 2
-    assert [rank.host_reads for rank in facts] == [chunks * layout.engine.startswith("zero3")] * RANKS
+    """ZeRO-3 reads a scalar for each chunk, which the replaced norm made on the host. It compares no orders of modules
+    among ranks, by broadcasts whose result the host waits for.
+    """
+    for rank in facts:
+        assert rank.host_reads == (layout.stages // 2 if layout.engine.startswith("zero3") else 0)
+        assert "broadcast" not in rank.traffic
 
 
 def test_memory_is_made_for_what_is_in_flight(layout: Layout, facts: list[Facts]) -> None:
