@@ -41,8 +41,7 @@ def _line(pool: Pool, row: Row) -> dict[str, str | float]:
     began = time.perf_counter()
     layout = matrix.LAYOUTS[row.layout]
     options = {
-        "tied": layout.model.tie_embeddings,
-        "biases": layout.model.attention_bias,
+        layout.model: layout.model != "plain",
         "skip": layout.skip,
         "recompute": layout.recompute,
     }

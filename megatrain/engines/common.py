@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatrain.batch import IGNORE, Batch, Stats
-from megatrain.model.partition import Part, Stage, cut
+from megatrain.model.partition import Part, cut
 from megatrain.parallel.mesh import Mesh
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -66,16 +66,17 @@ def loss_scale(target_count: Tensor, divided_by: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def sum_tied(gradients: Sequence[Gradient], stages: Sequence[Stage], mesh: Mesh) -> None:
+def sum_tied(gradients: Sequence[Gradient], mesh: Mesh, where: torch.device) -> None:
     """Adds up the gradients of an embedding that the first and the last stage of a pipeline share. Collective of both.
 
-    Both hold the same ranges of it, since it is cut by itself.
+    Both hold the same ranges of it, since it is cut by itself. where: the device that communicates, which offloaded
+    gradients visit.
     """
-    if mesh.ends_group is None or not any(stage.first or stage.last for stage in stages):
-        return
     for gradient in gradients:
         if gradient.name == "embedding.weight":
-            dist.all_reduce(gradient.tensor, group=mesh.ends_group)
+            total = gradient.tensor.to(where)
+            dist.all_reduce(total, group=mesh.ends_group)
+            gradient.tensor.copy_(total)
 
 
 @torch.no_grad()

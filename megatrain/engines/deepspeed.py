@@ -148,6 +148,8 @@ class DeepSpeedEngine:
         for chunk in self.chunks:
             chunk.reduce()
         self.gradients = [gradient for chunk in self.chunks for gradient in chunk.gradients()]
+        if self.modules[0].shares_embedding:
+            common.sum_tied(self.gradients, self.mesh, self.device)
         self.norm = common.gradient_norm(self.gradients, self.parts, self.device, self.chunks[0].copies)
         return sums.reduced(self.mesh, self.norm)
 

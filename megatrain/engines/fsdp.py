@@ -150,6 +150,8 @@ class FsdpEngine:
             assert isinstance(gradient, DTensor)
             master.grad = gradient.to_local()
             self.gradients.append(Gradient(name, self._start(name), master.grad.view(-1)))
+        if self.modules[0].shares_embedding:
+            common.sum_tied(self.gradients, self.mesh, self.device)
         self.norm = common.gradient_norm(self.gradients, self.parts, self.device, self.replicas)
         return sums.reduced(self.mesh, self.norm)
 

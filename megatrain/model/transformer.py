@@ -150,6 +150,11 @@ class Transformer(nn.Module):
             self.norm = make_norm(config, tensor)
             self.head = Head(config, rows, self.embedding.weight if config.tie_embeddings else None, tensor)
 
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether the first and the last stage hold the same embedding."""
+        return self.config.tie_embeddings and self.stage.count > 1
+
     def forward(
         self,
         x: Tensor,

@@ -11,7 +11,7 @@ Design choices:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from statistics import fmean
 
 from megatrain.batch import Batch
@@ -20,7 +20,6 @@ from megatrain.config import (
     EngineConfig,
     FsdpConfig,
     FsdpShard,
-    ModelConfig,
     ParallelConfig,
     Precision,
 )
@@ -34,8 +33,11 @@ SKIPPED = 3
 SEEDS = 5
 
 MODEL = replace(samples.MODEL, num_layers=4)
-TIED = replace(MODEL, tie_embeddings=True)
-BIASED = replace(MODEL, attention_bias=True, mlp_bias=True)
+MODELS = {
+    "plain": MODEL,
+    "tied": replace(MODEL, tie_embeddings=True),
+    "biases": replace(MODEL, attention_bias=True, mlp_bias=True),
+}
 
 
 def zero(stage: int, offload: bool = False) -> DeepSpeedConfig:
@@ -57,12 +59,15 @@ ENGINES: dict[str, EngineConfig] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """ranks: all of them. micro_batch_size: samples. skip: one step has no targets. recompute: of activations."""
+    """ranks: all of them. micro_batch_size: samples. skip: one step has no targets. recompute: of activations.
+
+    model: of MODELS.
+    """
 
     ranks: int
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     micro_batch_size: int = 2
-    model: ModelConfig = MODEL
+    model: str = "plain"
     skip: bool = False
     recompute: bool = False
 
@@ -73,15 +78,15 @@ def interleaved(**parallel: int) -> ParallelConfig:
 
 LAYOUTS = {
     "dp2": Layout(2, skip=True),
-    "dp4": Layout(4, model=TIED),
-    "tp2": Layout(2, ParallelConfig(tensor=2), model=TIED),
-    "tp4": Layout(4, ParallelConfig(tensor=4), model=BIASED),
-    "pp2": Layout(2, ParallelConfig(pipeline=2), model=TIED),
+    "dp4": Layout(4, model="tied"),
+    "tp2": Layout(2, ParallelConfig(tensor=2), model="tied"),
+    "tp4": Layout(4, ParallelConfig(tensor=4), model="biases"),
+    "pp2": Layout(2, ParallelConfig(pipeline=2), model="tied"),
     "tp2 dp2": Layout(4, ParallelConfig(tensor=2), recompute=True),
     "pp2 dp2": Layout(4, ParallelConfig(pipeline=2), micro_batch_size=1, skip=True),
     "tp2 pp2": Layout(4, ParallelConfig(tensor=2, pipeline=2), recompute=True),
-    "pp2 dp2 tp2": Layout(8, ParallelConfig(tensor=2, pipeline=2), micro_batch_size=1, model=TIED),
-    "interleaved pp2 dp2": Layout(4, interleaved(), micro_batch_size=1, model=TIED),
+    "pp2 dp2 tp2": Layout(8, ParallelConfig(tensor=2, pipeline=2), micro_batch_size=1, model="tied"),
+    "interleaved pp2 dp2": Layout(4, interleaved(), micro_batch_size=1, model="tied"),
     "replicate2 dp4": Layout(4, ParallelConfig(replicate=2), recompute=True),
     "interleaved pp2 tp2": Layout(4, interleaved(tensor=2), skip=True, recompute=True),
 }
@@ -126,28 +131,18 @@ def global_batches(seed: int, skip: bool) -> list[Batch]:
     return batches
 
 
-class References:
-    """One process, at each setting once."""
-
-    def __init__(self) -> None:
-        self.one_process = cache(self._one_process)
-        self.floor = cache(self._floor)
-
-    def _one_process(self, layout: Layout, precision: Precision, seed: int, micro_batch_size: int) -> reference.Result:
-        rates = [LEARNING_RATE] * STEPS
-        batches = global_batches(seed, layout.skip)
-        return reference.train(layout.model, samples.OPTIM, batches, rates, micro_batch_size, precision, seed)
-
-    def _floor(self, layout: Layout) -> float:
-        return reference.floor(lambda size: self.get(layout, Precision.fp32, micro_batch_size=size))
-
-    def get(self, layout: Layout, precision: Precision, seed: int = 0, micro_batch_size: int = 7) -> reference.Result:
-        """What a layout trains is decided by its model and whether a step is skipped."""
-        plain = Layout(1, model=layout.model, skip=layout.skip)
-        return self.one_process(plain, precision, seed, micro_batch_size)
+@cache
+def one_process(
+    model: str, skip: bool, precision: Precision, seed: int = 0, micro_batch_size: int = 7
+) -> reference.Result:
+    rates = [LEARNING_RATE] * STEPS
+    batches = global_batches(seed, skip)
+    return reference.train(MODELS[model], samples.OPTIM, batches, rates, micro_batch_size, precision, seed)
 
 
-REFERENCES = References()
+@cache
+def floor(model: str, skip: bool) -> float:
+    return reference.floor(lambda size: one_process(model, skip, Precision.fp32, micro_batch_size=size))
 
 
 @dataclass(frozen=True)
@@ -162,18 +157,18 @@ class Found:
         return self.difference <= self.allowed
 
 
-def train(row: Row, seeds: int, parallel_layout: Layout) -> list[Curve]:
+def train(engine: str, layout: Layout, precision: Precision, seeds: int) -> list[Curve]:
     """The task: the curve of each seed, on one rank."""
     return [
         train_from_start(
-            ENGINES[row.engine],
-            row.precision,
-            global_batches(seed, parallel_layout.skip),
-            parallel_layout.micro_batch_size,
+            ENGINES[engine],
+            precision,
+            global_batches(seed, layout.skip),
+            layout.micro_batch_size,
             seed,
-            parallel_layout.model,
-            parallel_layout.parallel,
-            parallel_layout.recompute,
+            MODELS[layout.model],
+            layout.parallel,
+            layout.recompute,
         )
         for seed in range(seeds)
     ]
@@ -181,19 +176,20 @@ def train(row: Row, seeds: int, parallel_layout: Layout) -> list[Curve]:
 
 def measure(pool: Pool, row: Row) -> Found:
     """Trains the row on real ranks. Raises AssertionError where Stats differ between ranks."""
-    layout = LAYOUTS[row.layout]
-    seeds = SEEDS if row.precision is Precision.bf16 else 1
-    curves = pool.run(train, ranks=layout.ranks, timeout=100.0, row=row, seeds=seeds, parallel_layout=layout)
+    layout, precision = LAYOUTS[row.layout], row.precision
+    seeds = SEEDS if precision is Precision.bf16 else 1
+    curves = pool.run(
+        train, ranks=layout.ranks, timeout=100.0, engine=row.engine, layout=layout, precision=precision, seeds=seeds
+    )
     assert all(of_rank == curves[0] for of_rank in curves), "Stats have to be equal on every rank"
-    if row.precision is Precision.bf16:
-        exact = [REFERENCES.get(layout, Precision.fp32, seed) for seed in range(seeds)]
-        theirs = [REFERENCES.get(layout, Precision.bf16, seed) for seed in range(seeds)]
-        its_own = fmean(reference.distance(a, b) for a, b in zip(theirs, exact, strict=True))
-        ours = fmean(distance(a, b) for a, b in zip(curves[0], exact, strict=True))
-        return Found(ours, 1.25 * its_own)
-    found = distance(curves[0][0], REFERENCES.get(layout, row.precision))
-    if row.precision is Precision.fp32:
-        return Found(found, 4 * REFERENCES.floor(Layout(1, model=layout.model, skip=layout.skip)))
+    expected = partial(one_process, layout.model, layout.skip)
+    if precision is Precision.bf16:
+        exact = [expected(Precision.fp32, seed) for seed in range(seeds)]
+        its_own = fmean(reference.distance(expected(precision, i), exact[i]) for i in range(seeds))
+        return Found(fmean(distance(curves[0][i], exact[i]) for i in range(seeds)), 1.25 * its_own)
+    found = distance(curves[0][0], expected(precision))
+    if precision is Precision.fp32:
+        return Found(found, 4 * floor(layout.model, layout.skip))
     # ZeRO keeps fp32 masters and gradients; without it everything is float64.
     keeps_fp32 = row.engine.startswith("zero") and row.engine != "zero0"
     return Found(found, 1e-6 if keeps_fp32 else 1e-12)
