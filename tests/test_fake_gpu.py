@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ RUNS = [
     for layout in LAYOUTS
     for precision in (PRECISIONS if layout == "alone" else PRECISIONS[:1])
 ]
+PIPELINED = [run for run in RUNS if "alone" not in run]
+CASES = [*(("first", run) for run in RUNS), *(("last", run) for run in PIPELINED)]
+"""A rank, and what it trains: the last one has the last stage of pipelines."""
 
 
 class PlainDeepSpeed(nn.Module):
@@ -89,21 +92,26 @@ class PlainDeepSpeed(nn.Module):
         self.optimizer.zero_grad()
 
 
-def train(rank: int = 0) -> dict[str, Any]:
-    """Trains STEPS steps in each of RUNS, evaluating after every second one: what was done, written, waited for."""
+def first() -> dict[str, Any]:
+    """What the first rank did."""
+    return train(0, RUNS)
+
+
+def last() -> dict[str, Any]:
+    """What the last rank did."""
+    return train(RANKS - 1, PIPELINED)
+
+
+def train(rank: int, runs: list[str]) -> dict[str, Any]:
+    """Trains STEPS steps in each of `runs`, evaluating after every second one: what was done, written, waited for."""
     fake_gpu.start(RANKS, rank)
     # Before any other tensor is fake.
     meshes_of = {name: meshes.build(parallel, MODEL.num_kv_heads) for name, parallel in LAYOUTS.items()}
     found = {}
-    for run in RUNS:
+    for run in runs:
         engine, precision, layout = run.split()
         found[run] = train_in(ENGINES[engine], Precision(precision), LAYOUTS[layout], meshes_of[layout])
     return found
-
-
-def train_last() -> dict[str, Any]:
-    """The same on the last rank, which has the last stage of a pipeline."""
-    return train(RANKS - 1)
 
 
 def train_in(engine: EngineConfig, precision: Precision, parallel: ParallelConfig, mesh: Mesh) -> dict[str, Any]:
@@ -168,30 +176,30 @@ def make_trainer(
     )
 
 
-@pytest.fixture(scope="module", params=[train, train_last], ids=["first rank", "last rank"])
-def runs(request: pytest.FixtureRequest) -> Any:
-    return fake_gpu.run(request.param)
+@cache
+def runs(rank: str) -> Any:
+    return fake_gpu.run({"first": first, "last": last}[rank])
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_the_host_never_waits_for_the_device(runs: Any, run: str) -> None:
-    assert runs[run]["waits"] == []
+@pytest.mark.parametrize(("rank", "run"), CASES)
+def test_the_host_never_waits_for_the_device(rank: str, run: str) -> None:
+    assert runs(rank)[run]["waits"] == []
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_all_is_trained_on_the_device(runs: Any, run: str) -> None:
+@pytest.mark.parametrize(("rank", "run"), CASES)
+def test_all_is_trained_on_the_device(rank: str, run: str) -> None:
     """FSDP's weights are its masters between steps."""
     dtype = "torch.bfloat16" if run.startswith("zero1 bf16") else "torch.float32"
-    assert runs[run]["weights"] == [f"{dtype} on fakegpu:0"]
+    assert runs(rank)[run]["weights"] == [f"{dtype} on fakegpu:0"]
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_metrics_arrive_late_and_in_order(runs: Any, name: str) -> None:
+@pytest.mark.parametrize(("rank", "run"), CASES)
+def test_metrics_arrive_late_and_in_order(rank: str, run: str) -> None:
     """The device does nothing until it is waited for, and only for what lies LAG records back."""
-    run = runs[name]
+    found = runs(rank)[run]
     held_out = STEPS // 2
-    assert run["waited_for"] == [LAG] * (STEPS + held_out - LAG)
-    assert [(r["step"], "held_out_loss" in r) for r in run["records"]] == [
+    assert found["waited_for"] == [LAG] * (STEPS + held_out - LAG)
+    assert [(r["step"], "held_out_loss" in r) for r in found["records"]] == [
         (1, False),
         (2, False),
         (2, True),
@@ -200,7 +208,7 @@ def test_metrics_arrive_late_and_in_order(runs: Any, name: str) -> None:
         (4, True),
         (5, False),
     ]
-    assert all(r["loss"] == 1.0 for r in run["records"] if "loss" in r)
+    assert all(r["loss"] == 1.0 for r in found["records"] if "loss" in r)
 
 
 WAITING: dict[str, tuple[str, Callable[[Tensor], object]]] = {
