@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero import partitioned_param_coordinator
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor
 
@@ -261,3 +262,21 @@ def test_zero_3_frees_weights_as_backward_goes(layout: Layout, facts: list[Facts
     for rank in facts:
         assert bool(rank.left_whole) == layout.engine.startswith("zero3")
         assert set(rank.left_whole) <= {0, 1}
+
+
+def comparisons() -> list[bool]:
+    """The task: whether DeepSpeed's ranks agree on what is equal in a data-parallel group, and on what isn't."""
+    mesh = Layout("zero3", "1f1b").make().mesh
+    found = []
+    for number in (mesh.pipeline_rank, mesh.data_rank):
+        try:
+            partitioned_param_coordinator.assert_ints_same_as_other_ranks([7, number])
+            found.append(True)
+        except RuntimeError:
+            found.append(False)
+    return found
+
+
+def test_deepspeed_compares_ranks_within_a_stage(pool: Pool) -> None:
+    """Its own function asks all ranks, of which those of other stages have other modules, and come at other times."""
+    assert pool.run(comparisons, ranks=RANKS) == [[True, True], [True, False], [True, True], [True, False]]
