@@ -187,13 +187,13 @@ def _caller() -> str:
     return f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
 
 
-def start(ranks: int) -> None:
-    """Registers the device, and makes this process rank 0 of `ranks` whose collectives cost nothing."""
+def start(ranks: int, rank: int = 0) -> None:
+    """Registers the device, and makes this process one of `ranks` whose collectives cost nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
     torch.Event = Event  # type: ignore[assignment, misc]
-    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    dist.init_process_group(f"cpu:fake,{NAME}:fake", rank=rank, world_size=ranks, store=FakeStore())
 
 
 @contextmanager

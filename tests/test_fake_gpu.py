@@ -10,7 +10,8 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from megatrain.observe.metrics import MetricStream
 from megatrain.observe.sinks import JsonlSink
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
+from megatrain.train import chunks
 from megatrain.trainer import Trainer
 from tests import fake_gpu, samples
 
@@ -49,7 +51,21 @@ ENGINES: dict[str, EngineConfig] = {
     "fsdp-full": FsdpConfig(shard=FsdpShard.full),
     "fsdp-gradient": FsdpConfig(shard=FsdpShard.gradient),
 }
-RUNS = [f"{engine} {precision.value}" for engine in ENGINES for precision in PRECISIONS]
+LAYOUTS = {
+    "alone": ParallelConfig(),
+    "1f1b": ParallelConfig(pipeline=2),
+    "interleaved": ParallelConfig(pipeline=2, virtual_stages=2, schedule="interleaved_1f1b"),
+}
+MODEL = replace(samples.MODEL, num_layers=4)
+RUNS = [
+    f"{engine} {precision.value} {layout}"
+    for engine in ENGINES
+    for layout in LAYOUTS
+    for precision in (PRECISIONS if layout == "alone" else PRECISIONS[:1])
+]
+PIPELINED = [run for run in RUNS if "alone" not in run]
+CASES = [*(("first", run) for run in RUNS), *(("last", run) for run in PIPELINED)]
+"""A rank, and what it trains: the last one has the last stage of pipelines."""
 
 
 class PlainDeepSpeed(nn.Module):
@@ -76,16 +92,30 @@ class PlainDeepSpeed(nn.Module):
         self.optimizer.zero_grad()
 
 
-def train() -> dict[str, Any]:
-    """Trains STEPS steps in each of RUNS, evaluating after every second one: what was done, written, waited for."""
-    fake_gpu.start(RANKS)
-    mesh = meshes.build(ParallelConfig(), samples.MODEL.num_kv_heads)
-    return {run: train_in(ENGINES[run.split()[0]], Precision(run.split()[1]), mesh) for run in RUNS}
+def first() -> dict[str, Any]:
+    """What the first rank did."""
+    return train(0, RUNS)
 
 
-def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str, Any]:
-    with torch.device("meta"):
-        model = Transformer(samples.MODEL)
+def last() -> dict[str, Any]:
+    """What the last rank did."""
+    return train(RANKS - 1, PIPELINED)
+
+
+def train(rank: int, runs: list[str]) -> dict[str, Any]:
+    """Trains STEPS steps in each of `runs`, evaluating after every second one: what was done, written, waited for."""
+    fake_gpu.start(RANKS, rank)
+    # Before any other tensor is fake.
+    meshes_of = {name: meshes.build(parallel, MODEL.num_kv_heads) for name, parallel in LAYOUTS.items()}
+    found = {}
+    for run in runs:
+        engine, precision, layout = run.split()
+        found[run] = train_in(ENGINES[engine], Precision(precision), LAYOUTS[layout], meshes_of[layout])
+    return found
+
+
+def train_in(engine: EngineConfig, precision: Precision, parallel: ParallelConfig, mesh: Mesh) -> dict[str, Any]:
+    model = chunks(TrainConfig(model=MODEL, parallel=parallel), mesh)
     real = samples.batch(samples=4, sequence_length=32, seed=0)
     with fake_gpu.tensors() as (mode, host), tempfile.TemporaryDirectory() as folder:
         # As the loader gives them: in pinned memory, micro-batches being views of the step's.
@@ -97,7 +127,7 @@ def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str
             trainer.after_step()
         waited_for = list(host.waited_for)
         trainer.metrics.close()
-        weights = list(trainer.engine.modules[0].parameters())  # type: ignore[attr-defined]
+        weights = [weight for chunk in model for weight in chunk.parameters()]
         return {
             "waits": host.waits,
             "waited_for": waited_for,
@@ -107,7 +137,12 @@ def train_in(engine: EngineConfig, precision: Precision, mesh: Mesh) -> dict[str
 
 
 def make_trainer(
-    chosen: EngineConfig, precision: Precision, model: Transformer, folder: Path, mesh: Mesh, held_out: list[Batch]
+    chosen: EngineConfig,
+    precision: Precision,
+    model: list[Transformer],
+    folder: Path,
+    mesh: Mesh,
+    held_out: list[Batch],
 ) -> Trainer:
     """A trainer as train.build joins it, without what loads, saves and stops."""
     # Here, for it takes seconds and only the subprocess needs it; engines first, which says what DeepSpeed runs on.
@@ -118,13 +153,13 @@ def make_trainer(
         run_dir=str(folder),
         max_steps=STEPS,
         sequence_length=32,
-        model=samples.MODEL,
+        model=MODEL,
         engine=chosen,
         evaluation=EvaluationConfig(every=2),
     )
     deepspeed.initialize = lambda model, optimizer, config, mpu: (PlainDeepSpeed(model, optimizer), config, mpu)
     engine = select.make(chosen, precision, 2, config.optim.gradient_clip, sources=2)
-    engine.build([model], mesh, partial(optimizer.build, config.optim, config.model))
+    engine.build(model, mesh, partial(optimizer.build, config.optim, config.model))
     absent: Any = None
     return Trainer(
         config=config,
@@ -141,30 +176,30 @@ def make_trainer(
     )
 
 
-@pytest.fixture(scope="module")
-def runs() -> Any:
-    return fake_gpu.run(train)
+@cache
+def runs(rank: str) -> Any:
+    return fake_gpu.run({"first": first, "last": last}[rank])
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_the_host_never_waits_for_the_device(runs: Any, run: str) -> None:
-    assert runs[run]["waits"] == []
+@pytest.mark.parametrize(("rank", "run"), CASES)
+def test_the_host_never_waits_for_the_device(rank: str, run: str) -> None:
+    assert runs(rank)[run]["waits"] == []
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_all_is_trained_on_the_device(runs: Any, run: str) -> None:
+@pytest.mark.parametrize(("rank", "run"), CASES)
+def test_all_is_trained_on_the_device(rank: str, run: str) -> None:
     """FSDP's weights are its masters between steps."""
-    dtype = "torch.bfloat16" if run == "zero1 bf16" else "torch.float32"
-    assert runs[run]["weights"] == [f"{dtype} on fakegpu:0"]
+    dtype = "torch.bfloat16" if run.startswith("zero1 bf16") else "torch.float32"
+    assert runs(rank)[run]["weights"] == [f"{dtype} on fakegpu:0"]
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_metrics_arrive_late_and_in_order(runs: Any, name: str) -> None:
+@pytest.mark.parametrize(("rank", "run"), CASES)
+def test_metrics_arrive_late_and_in_order(rank: str, run: str) -> None:
     """The device does nothing until it is waited for, and only for what lies LAG records back."""
-    run = runs[name]
+    found = runs(rank)[run]
     held_out = STEPS // 2
-    assert run["waited_for"] == [LAG] * (STEPS + held_out - LAG)
-    assert [(r["step"], "held_out_loss" in r) for r in run["records"]] == [
+    assert found["waited_for"] == [LAG] * (STEPS + held_out - LAG)
+    assert [(r["step"], "held_out_loss" in r) for r in found["records"]] == [
         (1, False),
         (2, False),
         (2, True),
@@ -173,7 +208,7 @@ def test_metrics_arrive_late_and_in_order(runs: Any, name: str) -> None:
         (4, True),
         (5, False),
     ]
-    assert all(r["loss"] == 1.0 for r in run["records"] if "loss" in r)
+    assert all(r["loss"] == 1.0 for r in found["records"] if "loss" in r)
 
 
 WAITING: dict[str, tuple[str, Callable[[Tensor], object]]] = {

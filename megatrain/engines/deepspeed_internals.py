@@ -76,6 +76,7 @@ RELIED_ON: dict[type | ModuleType, dict[str, str]] = {
         "_reassign_or_swap_out_partitioned_parameters": "b08c58eecac8005d",
         "checkpoint_event_epilogue": "2f8932626c8c24f2",
         "checkpoint_event_prologue": "2bda25560a8428d5",
+        "clear_backward_seen_flag": "7b3a683b222c7362",
         "independent_gradient_partition_epilogue": "25dbde8cb4d624c6",
         "partition_grads": "712082a072f09c33",
         "set_grad_positions": "710e28b75a2f8687",
@@ -270,11 +271,6 @@ class ShardedAdapter(Adapter):
         optimizer: torch.optim.Optimizer = self.optimizer.optimizer
         return optimizer
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        # DeepSpeed counts hooks from a forward on. In a pipeline a backward may follow another.
-        self.optimizer.clear_backward_seen_flag()
-        super().backward(loss, last)
-
     def reduce(self) -> None:
         """DeepSpeed's hooks have done it."""
 
@@ -416,8 +412,11 @@ class Stage3Adapter(ShardedAdapter):
         return y
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        # By this count DeepSpeed knows when a module's backward is over, to free its weights. It is set by the forward
-        # and used up by the backward: wrong where two forwards come before.
+        # DeepSpeed notes at each forward that gradients so far are to be added to. Where a pipeline's first backward is
+        # followed by another, they would be overwritten.
+        self.optimizer.clear_backward_seen_flag()
+        # By this count it knows when a module's backward is over, to free its weights. It is set by the forward and
+        # used up by the backward: wrong where two forwards come before.
         for module, count in self.inputs.items():
             module.ds_grads_remaining = count  # type: ignore[assignment]
         if self.coordinators.backward is not self.coordinators.forward:

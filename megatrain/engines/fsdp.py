@@ -119,15 +119,23 @@ class FsdpEngine:
     def _shard(self, module: Transformer) -> dict[nn.Module, FSDPModule]:
         """Cuts a chunk's parameters. Returns what is gathered at once, the whole chunk last."""
         ends = {name: end for name, end in module.named_children() if name in ("embedding", "head")}
-        tied = module.stage.last and module.config.tie_embeddings
+        if module.stage.last and module.config.tie_embeddings:
+            # Their weight belongs to the whole chunk.
+            ends = {}
+        apart = [ends.get("embedding"), *module.layers.values(), ends.get("head")]
         units: dict[nn.Module, FSDPModule] = {}
-        for each in (*module.layers.values(), *(() if tied else ends.values()), module):
+        for each in (*filter(None, apart), module):
             # The head, and what belongs to the whole chunk, is needed again as soon as the forward is over.
             frees = not self.keeps_weights and each not in (ends.get("head"), module)
             unit = fully_shard(each, mesh=self.mesh.data, reshard_after_forward=frees, mp_policy=self.mixed_precision)
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
             units[each] = unit
+        # What is gathered ahead in backward. By itself FSDP goes by the forwards since the last backward, of
+        # which a pipeline has several. The first has nothing before it, which is said by itself: it is there already.
+        order = list(units.values())
+        for before, unit in zip([order[0], *order], order, strict=False):
+            unit.set_modules_to_backward_prefetch([before])
         return units
 
     def accumulate(self, micro_batches: Sequence[Batch], target_count: Tensor) -> Stats:

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B
 from torch.distributed.pipelining.stage import _PipelineStageBase
 
-from megatrain import device
 from megatrain.batch import Batch
 from megatrain.engines.common import Sums
 from megatrain.model.transformer import Transformer
@@ -63,8 +62,9 @@ class _Stage(_PipelineStageBase):
 
     def __init__(self, chunk: Chunk, mesh: Mesh, dtype: torch.dtype) -> None:
         place = chunk.module.stage
-        # The chunk's module is hidden from torch, which would decide when FSDP gathers, frees and reduces.
-        super().__init__(nn.Module(), place.index, place.count, device.device(), mesh.pipeline_group)
+        # The chunk's module is hidden from torch, which would decide when FSDP gathers, frees and reduces; and the
+        # device, whose random state it would save.
+        super().__init__(nn.Module(), place.index, place.count, torch.device("cpu"), mesh.pipeline_group)
         self.chunk = chunk
         self.dtype = dtype
         self.hidden_size = chunk.module.config.hidden_size
@@ -87,7 +87,7 @@ class _Stage(_PipelineStageBase):
     def receive(self, batch: Batch, stage: int) -> tuple[Tensor, dist.P2POp]:
         """From the rank of another stage: the hidden states of a micro-batch, or their gradient."""
         samples, length = batch.input_ids.shape
-        buffer = torch.empty(samples, length // self.share, self.hidden_size, dtype=self.dtype, device=self.device)
+        buffer = batch.input_ids.new_empty(samples, length // self.share, self.hidden_size, dtype=self.dtype)
         return buffer, dist.P2POp(dist.irecv, buffer, group=self.group, group_peer=stage % self.group_size)
 
     def forward_one_chunk(self, fwd_chunk_id: int, *_: Any, **__: Any) -> Tensor:

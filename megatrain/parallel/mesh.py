@@ -51,7 +51,7 @@ class Mesh:
     @property
     def data_size(self) -> int:
         """How many they are."""
-        return int(self.device_mesh["dp"].size())
+        return self.data_group.size()
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
@@ -66,7 +66,7 @@ class Mesh:
     @property
     def pipeline_size(self) -> int:
         """How many they are."""
-        return int(self.device_mesh["pp"].size())
+        return self.pipeline_group.size()
 
 
 def build(parallel: ParallelConfig, num_kv_heads: int) -> Mesh:
