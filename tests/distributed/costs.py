@@ -323,9 +323,11 @@ def _gathers(row: Row, stage: Stage, part: Held) -> int:
     live = row.engine.max_live_elements
     # Once for both forward and backward, where all stays: not in a pipeline, where other micro-batches come between.
     stays = stage.count == 1 and live >= 2 * sum(each.size for each in held(row, stage))
+    # Embedding and head may share one: it is needed at both ends, forward and backward.
+    shared = stage.count == 1 and row.model.tie_embeddings and part.kind is Kind.embedding
     # Computing a layer again ends in its last weight, which stays for the backward that follows at once.
     again = row.recompute and live == 0 and part.name.startswith("layers.") and ".mlp.down." not in part.name
-    return (1 if stays else 2) + again
+    return (1 if stays else 4 if shared else 2) + again
 
 
 def _fsdp_traffic(row: Row, stage: Stage, parts: list[Held]) -> Traffic:

@@ -28,6 +28,9 @@ from typing import Any
 
 from tests.distributed import checking
 
+START_SECONDS = 240.0
+"""How long new ranks may take to import torch and deepspeed; no task's time."""
+
 GRACE_SECONDS = 5.0
 """How long the other ranks may still take once one has failed."""
 
@@ -87,12 +90,19 @@ class Pool:
 
     def _start(self, ranks: int) -> None:
         context = multiprocessing.get_context("spawn")
-        for rank in range(len(self._ranks), ranks):
+        first = len(self._ranks)
+        for rank in range(first, ranks):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
             process.start()
             theirs.close()
             self._ranks.append((process, ours))
+        deadline = time.monotonic() + START_SECONDS
+        for rank, (_, connection) in enumerate(self._ranks[first:], first):
+            if not connection.poll(max(0.0, deadline - time.monotonic())):
+                self.close()
+                raise RankFailedError(f"rank {rank}: not started within {START_SECONDS:g} s")
+            connection.recv()
 
     def close(self) -> None:
         """Ends all ranks."""
@@ -114,7 +124,9 @@ def _serve(rank: int, connection: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
+    importlib.import_module("deepspeed.runtime.zero")
     torch.set_num_threads(1)
+    connection.send("ready")
     while True:
         try:
             module, name, arguments, ranks, port, timeout, path = connection.recv()

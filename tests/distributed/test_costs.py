@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from megatrain import device
@@ -32,6 +34,8 @@ from tests.distributed.costs import Measured, Row
 from tests.distributed.pool import Pool
 
 pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).parents[2]
 
 MODEL = ModelConfig(
     name="costs",
@@ -207,3 +211,49 @@ def test_activations(precision: Precision, recompute: bool) -> None:
     # On the CPU norms aren't fused and keep what they have normalised; attention keeps a mask in numbers.
     unfused = 0 if recompute else 2 * 4 * model.hidden_size + row.weight_bytes * row.sequence_length
     assert (deep - shallow) / 2 == pytest.approx(costs.layer_activation_bytes(row) + unfused, rel=0.05)
+
+
+# The example of docs/parallelism.md: llama_7b on 64 GPUs
+
+LLAMA = ModelConfig(**yaml.safe_load((ROOT / "conf" / "model" / "llama_7b.yaml").read_text()))
+SAMPLES, LENGTH = 512, 4096
+EXAMPLES: dict[str, tuple[EngineConfig, ParallelConfig]] = {
+    "ZeRO-1, dp64": (DeepSpeedConfig(zero_stage=1), ParallelConfig()),
+    "ZeRO-2, dp64": (DeepSpeedConfig(zero_stage=2), ParallelConfig()),
+    "ZeRO-3, dp64": (DeepSpeedConfig(zero_stage=3), ParallelConfig()),
+    "fsdp full, dp64": (FsdpConfig(), ParallelConfig()),
+    "fsdp gradient, dp64": (FsdpConfig(shard=FsdpShard.gradient), ParallelConfig()),
+    "fsdp full, 8 replicas of 8": (FsdpConfig(), ParallelConfig(replicate=8)),
+    "fsdp full, tp2 dp32": (FsdpConfig(), ParallelConfig(tensor=2)),
+    "ZeRO-1, tp8 dp8": (DeepSpeedConfig(zero_stage=1), ParallelConfig(tensor=8)),
+    "ZeRO-3, tp8 dp8": (DeepSpeedConfig(zero_stage=3), ParallelConfig(tensor=8)),
+    "ZeRO-1, pp4 dp16": (DeepSpeedConfig(zero_stage=1), ParallelConfig(pipeline=4)),
+    "ZeRO-3, pp4 dp16": (DeepSpeedConfig(zero_stage=3), ParallelConfig(pipeline=4)),
+    "fsdp gradient, pp4 dp16": (FsdpConfig(shard=FsdpShard.gradient), ParallelConfig(pipeline=4)),
+    "ZeRO-1, tp4 pp2 dp8": (DeepSpeedConfig(zero_stage=1), ParallelConfig(tensor=4, pipeline=2)),
+}
+
+
+def example(name: str) -> str:
+    """A line of the table: gigabytes on rank 0, held and sent in a step."""
+    engine, parallel = EXAMPLES[name]
+    row = Row(LLAMA, 64, parallel, engine, Precision.bf16, micro_batch_size=1, sequence_length=LENGTH, recompute=True)
+    row = replace(row, micro_batches=SAMPLES // row.data_size)
+    memory, traffic = costs.memory(row, 0), costs.traffic(row, 0)
+    (stage,) = costs.stages_of(row, 0)
+    # The first stage keeps as many micro-batches as there are stages; one layer is computed again at a time.
+    kept = costs.layer_activation_bytes(row) * (stage.stop - stage.start) * parallel.pipeline
+    activations = LENGTH * (kept + costs.layer_activation_bytes(replace(row, recompute=False)))
+    state = memory["weights"] + memory["masters"] + memory["moments"]
+
+    def sent(*groups: str) -> float:
+        there = {"tp": parallel.tensor, "pp": parallel.pipeline}
+        return sum(size for (group, _), size in traffic.items() if group in groups and there.get(group, 2) > 1)
+
+    columns = [state, memory["gradients"], activations, sent("tp"), sent("dp", "shard", "replicate"), sent("pp")]
+    return f"| {name} | {row.micro_batches} | " + " | ".join(f"{size / 1e9:.1f}" for size in columns) + " |"
+
+
+def test_the_example_is_what_the_forms_give() -> None:
+    page = (ROOT / "docs" / "parallelism.md").read_text()
+    assert [line for line in map(example, EXAMPLES) if line not in page] == []

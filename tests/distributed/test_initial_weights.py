@@ -68,7 +68,7 @@ RANKS = 8
 
 def peak(engine: str) -> int:
     """The task: the most bytes that a rank held while it built and loaded an engine."""
-    with MemTracker() as tracker:  # type: ignore[no-untyped-call]
+    with MemTracker() as tracker:
         made = make_engine(SMALL_BUCKETS[engine], Precision.fp32, model=DEEP)
     most: int = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     del made
