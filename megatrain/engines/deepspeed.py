@@ -7,6 +7,7 @@ Design choices:
   as the boundary instead.
 - Gradients are reduced and accumulated in fp32. DeepSpeed averages over the data-parallel ranks, so the loss is
   multiplied by their number.
+- Each chunk of the model has a DeepSpeed engine of its own; norm and clipping are over all of them.
 - Parameters get memory one layer at a time and are partitioned at once under ZeRO-3, so that no rank ever holds the
   whole model. Their values come from load_shards, at a fresh start too.
 """
@@ -32,6 +33,7 @@ from megatrain.engines.pipeline import Pipeline
 from megatrain.engines.ranges import Shard, ShardReader
 from megatrain.model.transformer import Transformer
 from megatrain.parallel.mesh import Mesh
+from megatrain.parallel.schedules import INTERLEAVED, ONE_F_ONE_B
 
 
 def json_config(config: DeepSpeedConfig, precision: Precision, micro_batch_size: int) -> dict[str, Any]:
@@ -79,7 +81,10 @@ class DeepSpeedEngine:
     """The engine protocol over deepspeed.initialize."""
 
     capabilities = Capabilities(
-        sharding=(0, 1, 2, 3), offload_optimizer=True, precisions=("bf16", "fp32", "fp64"), schedules=()
+        sharding=(0, 1, 2, 3),
+        offload_optimizer=True,
+        precisions=("bf16", "fp32", "fp64"),
+        schedules=(ONE_F_ONE_B, INTERLEAVED),
     )
 
     def __init__(

@@ -7,7 +7,9 @@ Design choices:
   norm has to be known before the decision to step. Ours is taken from `gradients` instead.
 - What is replaced, or relied on beyond DeepSpeed's public interface, is listed with the hash of its source and checked
   at start: another DeepSpeed fails with one line instead of training wrong numbers.
-- Replacements are made on one optimizer object, never on a class.
+- Replacements are made on one object, never on a class; but for a function that DeepSpeed calls by its module's name.
+- In a pipeline DeepSpeed is told which ranks hold the same parameters (ModelParallelUnit), and what it infers from a
+  backward following each forward is set right before every backward (Stage3Adapter).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Design choices:
   so no bf16 weight lives between steps.
 - Gradients are reduced after every micro-batch, in the masters' precision, and add up in the sharded gradients.
   Reducing once a step would keep whole fp32 gradients: more memory than a sharded master, its moments and gradient.
+- Each chunk of the model is a root of its own; all have one optimizer.
 - FSDP averages over the ranks; it is told to sum, so that the loss's scale alone is law 3.
 - The optimizer steps plain views of the local shards. Shards without elements (a bias of 3 on 8 ranks) have none.
 """
@@ -34,6 +35,7 @@ from megatrain.engines.pipeline import Pipeline
 from megatrain.engines.ranges import MASTER, Shard, ShardReader
 from megatrain.model.transformer import Transformer
 from megatrain.parallel.mesh import Mesh
+from megatrain.parallel.schedules import INTERLEAVED, ONE_F_ONE_B
 
 # The losses are a view, of which it warns at every forward; an operation in place would harm, and none is done.
 warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
@@ -67,7 +69,7 @@ class FsdpEngine:
         sharding=tuple(shard.value for shard in FsdpShard),
         offload_optimizer=False,
         precisions=("bf16", "fp32", "fp64"),
-        schedules=(),
+        schedules=(ONE_F_ONE_B, INTERLEAVED),
     )
 
     def __init__(self, config: FsdpConfig, precision: Precision, gradient_clip: float, sources: int = 1) -> None:
