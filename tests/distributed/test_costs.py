@@ -89,24 +89,21 @@ LAYOUTS: dict[str, Row] = {
 }
 
 SPANNING = {
-    # Every engine and every layout, each precision with every form.
+    # Every engine, and every layout of up to four ranks; ZeRO-1 and 2 hold other gradients in bf16 than in fp32.
     "zero0 dp2 fp32",
-    "zero0 interleaved pp2 dp2 fp32",
-    "zero1 dp4 bf16",
-    "zero1 pp2 dp2 fp32",
-    "zero2 tp2 dp2 bf16",
+    "zero1 dp2 bf16",
+    "zero1 pp2 fp32",
     "zero2 dp2 fp32",
+    "zero2 tp2 dp2 bf16",
     "zero3 dp2 bf16",
     "zero3 tp2 pp2 fp32",
     "zero3 pp2 dp2 bf16",
-    "zero3-frees tp2 dp2 bf16",
+    "zero3-frees dp4 bf16",
     "fsdp-full tp4 fp32",
-    "fsdp-full pp2 fp32",
-    "fsdp-gradient interleaved pp2 dp2 bf16",
-    "zero3 pp2 dp2 tp2 bf16",
+    "fsdp-full interleaved pp2 dp2 bf16",
     "fsdp-gradient tp2 bf16",
-    "fsdp-hybrid dp4 bf16",
-    "fsdp-hybrid tp2 dp2 fp32",
+    "fsdp-gradient pp2 fp32",
+    "fsdp-hybrid dp4 fp32",
 }
 
 
@@ -167,7 +164,8 @@ def check_all(pool: Pool, row: Row) -> None:
 
 def test_the_spanning_rows_are_rows() -> None:
     assert set(ROWS) >= SPANNING
-    assert all(any(f" {layout} " in name for name in SPANNING) for layout in LAYOUTS)
+    layouts = {layout for layout, row in LAYOUTS.items() if row.ranks <= 4}
+    assert {" ".join(name.split()[1:-1]) for name in SPANNING} == layouts
     assert {name.split()[0] for name in SPANNING} == set(ENGINES)
 
 
