@@ -149,12 +149,16 @@ def memory(row: Row, rank: int) -> Counter[str]:
 def _fsdp_memory(row: Row, parts: list[Held], data_rank: int) -> Counter[str]:
     """Equal rows of each parameter, of which the last ranks have fewer; masters and gradients have memory for all."""
     size = row.data_size // row.parallel.replicate
-    padded = own = 0
-    for part in parts:
-        rows, width = -(-part.shape[0] // size), part.size // part.shape[0]
-        padded += rows * width
-        own += max(0, min(rows, part.shape[0] - data_rank % size * rows)) * width
+    padded = sum(-(-part.shape[0] // size) * part.size // part.shape[0] for part in parts)
+    own = sum(_own_rows(row, part, data_rank) for part in parts)
     return Counter(masters=MASTER_BYTES * padded, moments=MOMENTS_BYTES * own, gradients=GRADIENT_BYTES * padded)
+
+
+def _own_rows(row: Row, part: Held, data_rank: int) -> int:
+    """Elements of a parameter that FSDP gives a rank."""
+    size = row.data_size // row.parallel.replicate
+    rows, width = -(-part.shape[0] // size), part.size // part.shape[0]
+    return width * max(0, min(rows, part.shape[0] - data_rank % size * rows))
 
 
 def _zero0_memory(row: Row, parts: list[Held], _: int) -> Counter[str]:
@@ -354,14 +358,12 @@ def _fsdp_traffic(row: Row, stage: Stage, parts: list[Held]) -> Traffic:
 def _tied_bytes(row: Row, parts: list[Held], data_rank: int) -> int:
     """The gradient of the embedding that this rank steps."""
     (embedding,) = (part for part in parts if part.kind is Kind.embedding)
-    size = row.data_size // row.parallel.replicate
     if isinstance(row.engine, FsdpConfig):
-        rows, width = -(-embedding.shape[0] // size), embedding.size // embedding.shape[0]
-        return GRADIENT_BYTES * width * max(0, min(rows, embedding.shape[0] - data_rank % size * rows))
+        return GRADIENT_BYTES * _own_rows(row, embedding, data_rank)
     assert isinstance(row.engine, DeepSpeedConfig)
     if row.engine.zero_stage == 0:
         return row.weight_bytes * embedding.size
-    own = _partition(row, [embedding]) if row.engine.zero_stage < 3 else -(-embedding.size // size)
+    own = _partition(row, [embedding]) if row.engine.zero_stage < 3 else -(-embedding.size // row.data_size)
     return GRADIENT_BYTES * max(0, min(own, embedding.size - data_rank * own))
 
 
