@@ -16,7 +16,7 @@ from typing import cast
 from megatrain import layout, objectives
 from megatrain.checkpoint.folders import newest, read_state
 from megatrain.compose import plain
-from megatrain.config import ENGINES, DeepSpeedConfig, Precision, TrainConfig, WandbMode
+from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, check_state, start_state
@@ -105,6 +105,8 @@ def _check_engine(config: TrainConfig) -> None:
         raise bad_value("engine.zero_stage", engine.zero_stage, "legal: 0, 1, 2, 3")
     if engine.zero_stage == 0 and config.precision is Precision.bf16:
         raise bad_value("engine.zero_stage", 0, "not in bf16 (its masters would step on no gradients); legal: 1")
+    if engine.zero_stage == 0 and engine.communication_dtype is not CommunicationDtype.fp32:
+        raise bad_value("engine.communication_dtype", "bf16", "not at engine.zero_stage=0; legal: fp32")
     if engine.zero_stage == 0 and engine.offload_optimizer:
         raise bad_value("engine.offload_optimizer", "true", "needs sharded state; legal: engine.zero_stage=1, 2 or 3")
 

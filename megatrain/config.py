@@ -46,6 +46,16 @@ class EngineName(Enum):
     fsdp = "fsdp"
 
 
+class CommunicationDtype(Enum):
+    """What gradients are in on their way between ranks. They are added to those of other micro-batches in fp32.
+
+    fp32: as they add up, which at precision=fp64 is fp64 with fsdp. bf16: half the traffic, rounded sums.
+    """
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class FsdpShard(Enum):
     """When weights are whole.
 
@@ -223,8 +233,10 @@ class DeepSpeedConfig(EngineConfig):
     """Gathered elements that ZeRO-3 may hold."""
     persistence_elements: int = 100_000
     """Weights smaller than this stay whole on every rank under ZeRO-3."""
-    overlap_communication: bool = True
-    """Reduce gradients while backward runs (a GPU stream; no effect on the CPU)."""
+    overlap_communication: bool | None = None
+    """Reduce gradients while backward runs (a GPU stream; no effect on the CPU); null: where there is no pipeline."""
+    communication_dtype: CommunicationDtype = CommunicationDtype.fp32
+    """What gradients are reduced in."""
 
 
 @dataclass
@@ -234,6 +246,9 @@ class FsdpConfig(EngineConfig):
     name: EngineName = EngineName.fsdp
     """Which engine it is; engine=NAME chooses it."""
     shard: FsdpShard = FsdpShard.full
+    """When weights are whole."""
+    communication_dtype: CommunicationDtype = CommunicationDtype.fp32
+    """What gradients are reduced in."""
 
 
 ENGINES: dict[str, type[EngineConfig]] = {"deepspeed": DeepSpeedConfig, "fsdp": FsdpConfig}

@@ -28,6 +28,9 @@ def check(config: TrainConfig) -> None:
             config.parallel.replicate,
             f"engine={config.engine.name.value} shards over all data-parallel ranks; legal: 1, or engine=fsdp",
         )
+    if config.parallel.pipeline > 1 and getattr(config.engine, "overlap_communication", None):
+        # Gathers and reductions of other streams between a pipeline's sends: NCCL may hang, and no GPU has tried it.
+        raise bad_value("engine.overlap_communication", "true", "not in a pipeline; legal: null or false")
     _check_tensor(config)
     _check_pipeline(config)
 

@@ -5,8 +5,9 @@ Design choices:
   an accelerator; FakeTensorMode runs every operation on it by shape alone, and raises where devices are mixed.
 - Host is the other side of it. It sees each operation and keeps those for which the CUDA runtime would make the host
   wait: values and shapes that depend on data, boolean indices, copies that block or whose host side isn't pinned.
-- Copies that don't block land late: their event is reached only by waiting for it, and reading what has not landed is
-  an error. What was read is 1, for there are no numbers.
+- Copies that don't block land late: their event is reached only by waiting for it. Reading what has not landed is an
+  error, and so is writing to the pinned memory that a copy to the device is yet to read. What was read is 1, for there
+  are no numbers.
 - A process that did this is of no other use, and a misuse may abort it: `run` starts one for each function.
 """
 
@@ -61,9 +62,11 @@ class Host(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Tensors by their storage, which views share. They are kept, so that no other gets the same number.
         self.pinned: dict[int, Tensor] = {}
         self.in_flight: dict[int, Tensor] = {}
+        self.leaving: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._check_not_leaving(func, args)
         if func is aten._pin_memory.default:
             copy = args[0].clone()
             self.pinned[_storage(copy)] = copy
@@ -99,7 +102,18 @@ class Host(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note(func)
         elif host is result:
             self.in_flight[_storage(host)] = host
+        else:
+            self.leaving[_storage(host)] = host
         return result
+
+    def _check_not_leaving(self, func: Any, args: Any) -> None:
+        """What is still to be copied to the device the host may not write to; the device's own copies come in order."""
+        if func is aten.copy_.default and _on_device(args[1]):
+            return
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, Tensor) and _storage(value) in self.leaving:
+                raise AssertionError(f"written to before its copy to the device is over, at {_caller()}")
 
     def _depends_on_data(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether the host has to see values on the device to know what, or how much, comes out."""
@@ -122,6 +136,7 @@ class Event:
 
     def record(self) -> None:
         self.copies = set(self.host.in_flight)
+        self.sources = set(self.host.leaving)
         self.host.events += 1
         self.number = self.host.events
 
@@ -133,6 +148,8 @@ class Event:
         self.host.waited_for.append(self.host.events - self.number)
         for copy in self.copies:
             self.host.in_flight.pop(copy, None)
+        for source in self.sources:
+            self.host.leaving.pop(source, None)
 
 
 class Stream:
@@ -164,6 +181,10 @@ class Backend(_DummyBackendModule):
     Stream = Stream
     Event = StreamEvent
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Asked by activation checkpointing."""
+        return [torch.bfloat16]
+
     def current_stream(self) -> object:
         return Stream()
 
@@ -183,7 +204,9 @@ def _on_device(tensor: Tensor) -> bool:
 def _caller() -> str:
     """The line of this repository that asked for the operation."""
     frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT))]
-    frame = next(frame for frame in reversed(frames) if frame.filename != __file__)
+    # .venv may lie in the repository's root.
+    ours = (f for f in reversed(frames) if f.filename != __file__ and "site-packages" not in f.filename)
+    frame = next(ours)
     return f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from megatrain import device, optimizer
 from megatrain.batch import Batch
 from megatrain.config import (
+    ActivationCheckpointing,
     DeepSpeedConfig,
     EngineConfig,
     EvaluationConfig,
@@ -52,18 +53,22 @@ ENGINES: dict[str, EngineConfig] = {
     "fsdp-gradient": FsdpConfig(shard=FsdpShard.gradient),
 }
 LAYOUTS = {
-    "alone": ParallelConfig(),
-    "1f1b": ParallelConfig(pipeline=2),
-    "interleaved": ParallelConfig(pipeline=2, virtual_stages=2, schedule="interleaved_1f1b"),
+    "dp": ParallelConfig(),
+    # Two ranks to a key-value head.
+    "tp-1f1b": ParallelConfig(tensor=4, pipeline=2),
+    "tp-interleaved": ParallelConfig(tensor=2, pipeline=2, virtual_stages=2, schedule="interleaved_1f1b"),
+    "replicate": ParallelConfig(replicate=2),
 }
+RECOMPUTED = "tp-interleaved"
 MODEL = replace(samples.MODEL, num_layers=4)
 RUNS = [
     f"{engine} {precision.value} {layout}"
     for engine in ENGINES
     for layout in LAYOUTS
-    for precision in (PRECISIONS if layout == "alone" else PRECISIONS[:1])
+    for precision in (PRECISIONS if layout == "dp" else PRECISIONS[:1])
+    if layout != "replicate" or engine.startswith("fsdp")
 ]
-PIPELINED = [run for run in RUNS if "alone" not in run]
+PIPELINED = [run for run in RUNS if "tp-1f1b" in run]
 CASES = [*(("first", run) for run in RUNS), *(("last", run) for run in PIPELINED)]
 """A rank, and what it trains: the last one has the last stage of pipelines."""
 
@@ -110,12 +115,14 @@ def train(rank: int, runs: list[str]) -> dict[str, Any]:
     found = {}
     for run in runs:
         engine, precision, layout = run.split()
-        found[run] = train_in(ENGINES[engine], Precision(precision), LAYOUTS[layout], meshes_of[layout])
+        found[run] = train_in(ENGINES[engine], Precision(precision), layout, meshes_of[layout])
     return found
 
 
-def train_in(engine: EngineConfig, precision: Precision, parallel: ParallelConfig, mesh: Mesh) -> dict[str, Any]:
-    model = chunks(TrainConfig(model=MODEL, parallel=parallel), mesh)
+def train_in(engine: EngineConfig, precision: Precision, layout: str, mesh: Mesh) -> dict[str, Any]:
+    recompute = ActivationCheckpointing.full if layout == RECOMPUTED else ActivationCheckpointing.none
+    parallel = LAYOUTS[layout]
+    model = chunks(TrainConfig(model=MODEL, parallel=parallel, activation_checkpointing=recompute), mesh)
     real = samples.batch(samples=4, sequence_length=32, seed=0)
     with fake_gpu.tensors() as (mode, host), tempfile.TemporaryDirectory() as folder:
         # As the loader gives them: in pinned memory, micro-batches being views of the step's.
@@ -237,6 +244,17 @@ def freely(x: Tensor) -> None:
     torch.full_like(y, 3.0).clamp_(min=1).float()
 
 
+def reuse(x: Tensor, wait: bool = False) -> None:
+    """Fills a pinned buffer again that was copied to the device without blocking."""
+    buffer = torch.ones(3).pin_memory()
+    x.copy_(buffer, non_blocking=True)
+    event = torch.Event(x.device)
+    event.record()
+    if wait:
+        event.synchronize()
+    buffer.fill_(2.0)
+
+
 def count() -> dict[str, Any]:
     """The waits of each of WAITING, and what mixed devices and reading too early raise."""
     fake_gpu.start(1)
@@ -246,6 +264,8 @@ def count() -> dict[str, Any]:
         "free": waits_of(freely),
         "mixed": error_of(lambda x: x + torch.ones(3)),
         "early": error_of(lambda x: x.to("cpu", non_blocking=True)[0].item()),
+        "reused": error_of(reuse),
+        "reused later": error_of(partial(reuse, wait=True)),
     }
 
 
@@ -281,3 +301,8 @@ def test_the_counter_lets_pass_what_costs_nothing(counted: Any) -> None:
 def test_mixed_devices_and_early_reads_raise(counted: Any) -> None:
     assert "same device" in counted["mixed"]
     assert "before it has landed" in counted["early"]
+
+
+def test_pinned_memory_is_not_reused_while_it_is_copied(counted: Any) -> None:
+    assert "before its copy to the device is over" in counted["reused"]
+    assert counted["reused later"] == "nothing"

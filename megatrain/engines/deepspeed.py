@@ -36,11 +36,14 @@ from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.schedules import INTERLEAVED, ONE_F_ONE_B
 
 
-def json_config(config: DeepSpeedConfig, precision: Precision, micro_batch_size: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration, from the typed tree."""
+def json_config(
+    config: DeepSpeedConfig, precision: Precision, micro_batch_size: int, pipeline: bool = False
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration, from the typed tree. pipeline: whether there is one."""
+    overlaps = not pipeline if config.overlap_communication is None else config.overlap_communication
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "overlap_comm": config.overlap_communication and device.accelerator() is not None,
+        "overlap_comm": overlaps and device.accelerator() is not None,
         "reduce_bucket_size": config.bucket_elements,
         # DeepSpeed wants it even.
         "allgather_bucket_size": config.bucket_elements + config.bucket_elements % 2,
@@ -69,7 +72,7 @@ def json_config(config: DeepSpeedConfig, precision: Precision, micro_batch_size:
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": precision is Precision.bf16, "check_grad_overflow": False},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
+        "communication_data_type": config.communication_dtype.value,
         # The client's fused AdamW: no compilation at start, and found_inf skips a step on the device.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -99,7 +102,8 @@ class DeepSpeedEngine:
         deepspeed_internals.check_version()
         self.config = config
         self.dtype = device.DTYPES[precision.value]
-        self.json = json_config(config, precision, micro_batch_size)
+        self.precision = precision
+        self.micro_batch_size = micro_batch_size
         self.gradient_clip = gradient_clip
         self.sources = sources
 
@@ -107,6 +111,7 @@ class DeepSpeedEngine:
         """See Engine.build."""
         self.mesh = mesh
         self.device = device.device()
+        self.json = json_config(self.config, self.precision, self.micro_batch_size, mesh.pipeline_size > 1)
         # Its shared-memory collectives for the CPU would be compiled at the first start (50 s).
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=device.backend(), dist_init_required=False, verbose=False)

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from megatrain import device
 from megatrain.batch import Batch, Stats
-from megatrain.config import FsdpConfig, FsdpShard, Precision
+from megatrain.config import CommunicationDtype, FsdpConfig, FsdpShard, Precision
 from megatrain.engines import common, ranges
 from megatrain.engines.common import MOMENTS, Gradient
 from megatrain.engines.engine import Capabilities, OptimizerFactory
@@ -76,9 +76,10 @@ class FsdpEngine:
         """gradient_clip: largest global norm, 0 for none. sources: how many data sources Stats tell apart."""
         self.keeps_weights = config.shard is FsdpShard.gradient
         self.master_dtype = torch.float64 if precision is Precision.fp64 else torch.float32
+        bf16 = config.communication_dtype is CommunicationDtype.bf16
         self.mixed_precision = MixedPrecisionPolicy(
             param_dtype=device.DTYPES[precision.value],
-            reduce_dtype=self.master_dtype,
+            reduce_dtype=torch.bfloat16 if bf16 else self.master_dtype,
             # What a layer gets besides hidden states, such as rotary angles, is in fp32 on purpose.
             cast_forward_inputs=False,
         )

@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import faulthandler
+import gc
 import importlib
+import inspect
 import multiprocessing
 import os
 import socket
@@ -126,6 +128,7 @@ def _serve(rank: int, connection: Connection) -> None:
 
     importlib.import_module("deepspeed.runtime.zero")
     torch.set_num_threads(1)
+    gc.freeze()  # What is there now stays: `_release` need not look at it each time.
     connection.send("ready")
     while True:
         try:
@@ -170,10 +173,30 @@ def _process_group(timeout: float) -> Iterator[None]:
     device.start(timeout)
     try:
         yield
+        _release()
         device.finish()
+        gc.collect()
     finally:
         for module, values in zip(modules, saved, strict=True):
             vars(module).update(values)
+
+
+def _release() -> None:
+    """Lets go of all that holds process groups: each of gloo's has threads of its own, which never rest."""
+    import deepspeed
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+    from torch.distributed.tensor.debug import _clear_fast_path_sharding_prop_cache, _clear_sharding_prop_cache
+
+    for engine in [each for each in gc.get_objects() if isinstance(each, deepspeed.DeepSpeedEngine) and vars(each)]:
+        engine.destroy()
+        # Hooks of autograd's nodes, which the garbage collector can't see, hold the optimizer, which holds the nodes.
+        for each in (engine.optimizer, engine):
+            vars(each).clear()
+    # A cache of the class, below a decorator that hides it.
+    released = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    inspect.getclosurevars(released).nonlocals["func"].cache_clear()
+    _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]
+    _clear_fast_path_sharding_prop_cache()  # type: ignore[no-untyped-call]
 
 
 def _is_cache(value: object) -> bool:
