@@ -213,6 +213,8 @@ class EngineConfig:
 
     name: EngineName = MISSING
     """Which engine it is; engine=NAME chooses it."""
+    communication_dtype: CommunicationDtype = CommunicationDtype.fp32
+    """What gradients are reduced in."""
 
 
 @dataclass
@@ -235,8 +237,6 @@ class DeepSpeedConfig(EngineConfig):
     """Weights smaller than this stay whole on every rank under ZeRO-3."""
     overlap_communication: bool | None = None
     """Reduce gradients while backward runs (a GPU stream; no effect on the CPU); null: where there is no pipeline."""
-    communication_dtype: CommunicationDtype = CommunicationDtype.fp32
-    """What gradients are reduced in."""
 
 
 @dataclass
@@ -247,8 +247,6 @@ class FsdpConfig(EngineConfig):
     """Which engine it is; engine=NAME chooses it."""
     shard: FsdpShard = FsdpShard.full
     """When weights are whole."""
-    communication_dtype: CommunicationDtype = CommunicationDtype.fp32
-    """What gradients are reduced in."""
 
 
 ENGINES: dict[str, type[EngineConfig]] = {"deepspeed": DeepSpeedConfig, "fsdp": FsdpConfig}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatrain import layout
-from megatrain.config import EngineConfig, FsdpConfig, ModelConfig, ParallelConfig, TrainConfig
+from megatrain.config import DeepSpeedConfig, EngineConfig, FsdpConfig, ModelConfig, ParallelConfig, TrainConfig
 from megatrain.errors import InputError
 
 MODEL = ModelConfig(num_layers=6, num_heads=8, num_kv_heads=2, intermediate_size=96)
@@ -91,6 +91,14 @@ def test_a_tensor_parallel_group_stays_on_a_node() -> None:
 def test_zero_shards_over_all_data_parallel_ranks() -> None:
     with pytest.raises(InputError, match=r"^parallel.replicate=2: engine=deepspeed shards over all"):
         layout.check(replace(TrainConfig(model=MODEL), parallel=ParallelConfig(replicate=2)))
+
+
+def test_nothing_overlaps_in_a_pipeline() -> None:
+    given = config(DeepSpeedConfig(overlap_communication=True), pipeline=2)
+    with pytest.raises(InputError, match=r"^engine.overlap_communication=true: not in a pipeline; legal: null or"):
+        layout.check(given)
+    layout.check(config(DeepSpeedConfig(), pipeline=2))
+    layout.check(config(DeepSpeedConfig(overlap_communication=True)))
 
 
 def test_a_pipeline_needs_enough_micro_batches() -> None:

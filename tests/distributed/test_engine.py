@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-from megatrain.config import FsdpShard, Precision
+from megatrain.config import CommunicationDtype, FsdpShard, Precision
 from megatrain.model import spec
 from tests import reference, samples
 from tests.distributed.engine_life import (
@@ -22,12 +23,14 @@ from tests.distributed.engine_life import (
     RANKS,
     Facts,
     Layout,
+    Watch,
+    accumulate,
     batches,
     life,
     make,
 )
 from tests.distributed.pool import Pool
-from tests.distributed.training import LEARNING_RATE, Curve, train
+from tests.distributed.training import LEARNING_RATE, Curve, make_engine, train
 from tests.engines.states import parameters_of, same, snapshot
 
 pytestmark = pytest.mark.distributed
@@ -208,6 +211,38 @@ def test_overlap_and_bucket_sizes_change_no_bit(pool: Pool, layout: Layout) -> N
     settings = [{"overlap_comm": True}, {"overlap_comm": False, "reduce_bucket_size": 10**6}]
     for rank in pool.run(curves, ranks=RANKS, layout=layout, settings=settings):
         assert rank == [rank[0]] * len(settings)
+
+
+REDUCTIONS = {"allreduce", "reduce_scatter_base"}
+
+
+def reduced(layout: Layout, dtype: CommunicationDtype) -> tuple[int, float, set[torch.dtype]]:
+    """The task: bytes in reductions of gradients, their norm, and what they add up in."""
+    engine = make_engine(replace(layout.engine(), communication_dtype=dtype), layout.precision, MICRO_BATCH, MODEL)
+    with Watch() as watch:
+        stats = accumulate(engine, batches()[0])
+    size = sum(size for name, size in watch.bytes.items() if name in REDUCTIONS)
+    return size, float(stats.gradient_norm), {gradient.tensor.dtype for gradient in engine.gradients}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(1, Precision.bf16),
+        Layout(2, Precision.fp32),
+        Layout(3, Precision.bf16),
+        Layout(FsdpShard.full, Precision.fp32),
+    ],
+    ids=str,
+)
+def test_gradients_reduced_in_bf16(pool: Pool, layout: Layout) -> None:
+    """Half the bytes, rounded sums, and still added up in fp32."""
+    found = [pool.run(reduced, ranks=RANKS, layout=layout, dtype=dtype)[0] for dtype in CommunicationDtype]
+    (size, norm, dtypes), (rounded_size, rounded_norm, rounded_dtypes) = found
+    assert rounded_size == pytest.approx(size / 2, rel=0.01)
+    assert rounded_norm != norm
+    assert rounded_norm == pytest.approx(norm, rel=1e-2)
+    assert dtypes == rounded_dtypes == {torch.float32}
 
 
 GATHERED = [Layout(0, Precision.fp32), Layout(3, Precision.bf16), Layout(FsdpShard.full, Precision.bf16)]

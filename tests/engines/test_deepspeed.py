@@ -67,7 +67,9 @@ def test_on_an_accelerator_communication_overlaps_and_host_memory_is_pinned() ->
         zero = json_config(DeepSpeedConfig(zero_stage=2, offload_optimizer=True), Precision.bf16, 1)[
             "zero_optimization"
         ]
+        piped = json_config(DeepSpeedConfig(zero_stage=2), Precision.bf16, 1, pipeline=True)
     assert zero["overlap_comm"] is True
+    assert piped["zero_optimization"]["overlap_comm"] is False
     assert zero["offload_optimizer"]["pin_memory"] is True
 
 
