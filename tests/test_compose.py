@@ -166,7 +166,7 @@ def test_the_engine_brings_its_keys() -> None:
     fsdp = compose("train", [*NEEDED, "engine=fsdp", "engine.shard=gradient"])
     assert isinstance(fsdp, TrainConfig)
     assert fsdp.engine == FsdpConfig(shard=FsdpShard.gradient)
-    assert plain(fsdp)["engine"] == {"name": "fsdp", "shard": "gradient"}
+    assert plain(fsdp)["engine"] == {"name": "fsdp", "communication_dtype": "fp32", "shard": "gradient"}
 
 
 def test_what_is_needed_is_named() -> None:

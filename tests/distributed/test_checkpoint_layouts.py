@@ -6,7 +6,7 @@ Two steps are trained and saved, and two more trained. Each other layout loads w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -20,7 +20,7 @@ from megatrain.batch import Batch
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import DeepSpeedConfig, EngineConfig, FsdpConfig, FsdpShard, Precision
+from megatrain.config import DeepSpeedConfig, EngineConfig, FsdpConfig, FsdpShard, ParallelConfig, Precision
 from megatrain.model import spec
 from megatrain.resilience.agreement import Agreement
 from tests import reference, samples
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.distributed
 
 MICRO_BATCH = 2
 SAVED_STEP, STEPS = 2, 4
+MODEL = replace(samples.MODEL, num_layers=4, tie_embeddings=True)
 STATES = ("master", "exp_avg", "exp_avg_sq")
 
 
@@ -43,10 +44,22 @@ class Layout:
     stage: int | FsdpShard
     precision: Precision = Precision.fp32
     offload: bool = False
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_stages: int = 1
 
     def __str__(self) -> str:
         engine = f"fsdp-{self.stage.value}" if isinstance(self.stage, FsdpShard) else f"zero{self.stage}"
-        return f"{self.ranks}x-{engine}-{self.precision.name}{'-offload' * self.offload}"
+        parallel = f"-tp{self.tensor}" * (self.tensor > 1) + f"-pp{self.pipeline}" * (self.pipeline > 1)
+        return f"{self.ranks}x-{engine}-{self.precision.name}{'-offload' * self.offload}{parallel}" + (
+            "-interleaved" * (self.virtual_stages > 1)
+        )
+
+    def make(self, seed: int = 0) -> AnyEngine:
+        """An engine on this rank."""
+        schedule = "interleaved_1f1b" if self.virtual_stages > 1 else "1f1b"
+        parallel = ParallelConfig(self.tensor, self.pipeline, self.virtual_stages, schedule)
+        return make_engine(self.engine(), self.precision, MICRO_BATCH, MODEL, seed=seed, parallel=parallel)
 
     def engine(self) -> EngineConfig:
         if isinstance(self.stage, FsdpShard):
@@ -75,7 +88,7 @@ def save(engine: AnyEngine, run_dir: Path, name: str) -> None:
 
 def start(layout: Layout, run_dir: Path) -> tuple[Curve, Curve]:
     """The task of the layout that saves: its losses before and after."""
-    engine = make_engine(layout.engine(), layout.precision, MICRO_BATCH)
+    engine = layout.make()
     before = train(engine, batches(0, SAVED_STEP), MICRO_BATCH)
     save(engine, run_dir, "start")
     return before, train(engine, batches(SAVED_STEP, STEPS), MICRO_BATCH)
@@ -84,7 +97,7 @@ def start(layout: Layout, run_dir: Path) -> tuple[Curve, Curve]:
 def resume(layout: Layout, folder: Path, run_dir: Path) -> tuple[Curve, bool]:
     """The task of the layout that loads: the losses that follow, and whether loading once more goes back to the bit."""
     # Another seed: nothing of the initial weights may be left.
-    engine = make_engine(layout.engine(), layout.precision, MICRO_BATCH, seed=99)
+    engine = layout.make(seed=99)
     engine.load_shards(CheckpointReader(folder))
     save(engine, run_dir, "resume")
     loaded = snapshot(engine)
@@ -129,7 +142,7 @@ def assert_same_state(a: Path, b: Path) -> None:
     """Every state of every parameter has the same bits in both checkpoints, and nothing else is there."""
     one, other = CheckpointReader(a), CheckpointReader(b)
     assert one.optimizer_step == other.optimizer_step == SAVED_STEP
-    assert one.shapes == other.shapes == {p.name: p.shape for p in spec.parameters(samples.MODEL)}
+    assert one.shapes == other.shapes == {p.name: p.shape for p in spec.parameters(MODEL)}
     assert set(one.rows) == set(other.rows) == {(state, name) for state in STATES for name in one.shapes}
     for state, name in one.rows:
         size = one.rows[state, name][-1].stop
@@ -145,6 +158,7 @@ SAME = [
     Layout(2, 3, Precision.bf16, offload=True),
     Layout(2, FsdpShard.full),
     Layout(2, FsdpShard.gradient, Precision.bf16),
+    Layout(4, 3, Precision.bf16, tensor=2, pipeline=2),
 ]
 
 
@@ -169,6 +183,11 @@ def test_the_same_layout_continues_to_the_bit(runs: Runs, layout: Layout) -> Non
         Layout(1, FsdpShard.full),
         Layout(2, FsdpShard.gradient),
         Layout(3, FsdpShard.full),
+        Layout(2, 3, tensor=2),
+        Layout(2, 2, offload=True, pipeline=2),
+        Layout(4, 1, tensor=4),
+        Layout(4, 3, pipeline=2, virtual_stages=2),
+        Layout(4, FsdpShard.gradient, tensor=2, pipeline=2),
     ],
     ids=str,
 )
@@ -199,7 +218,10 @@ def test_through_many_layouts_and_back(runs: Runs) -> None:
         Layout(1, FsdpShard.gradient),
         Layout(3, FsdpShard.full),
         Layout(3, 3, offload=True),
+        Layout(4, 3, tensor=2, pipeline=2),
         Layout(1, 0),
+        Layout(4, FsdpShard.full, pipeline=2, virtual_stages=2),
+        Layout(4, 2, tensor=4),
     )
     for layout in (*others, Layout(2, 3)):
         came, curve = runs.through(layout, came)
