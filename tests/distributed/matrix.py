@@ -79,16 +79,16 @@ def interleaved(**parallel: int) -> ParallelConfig:
 LAYOUTS = {
     "dp2": Layout(2, skip=True),
     "dp4": Layout(4, model="tied"),
-    "tp2": Layout(2, ParallelConfig(tensor=2), model="tied"),
-    "tp4": Layout(4, ParallelConfig(tensor=4), model="biases"),
+    "tp2": Layout(2, ParallelConfig(tensor=2), micro_batch_size=4, model="tied"),
+    "tp4": Layout(4, ParallelConfig(tensor=4), micro_batch_size=4, model="biases"),
     "pp2": Layout(2, ParallelConfig(pipeline=2), model="tied"),
     "tp2 dp2": Layout(4, ParallelConfig(tensor=2), recompute=True),
     "pp2 dp2": Layout(4, ParallelConfig(pipeline=2), micro_batch_size=1, skip=True),
-    "tp2 pp2": Layout(4, ParallelConfig(tensor=2, pipeline=2), recompute=True),
-    "pp2 dp2 tp2": Layout(8, ParallelConfig(tensor=2, pipeline=2), micro_batch_size=1, model="tied"),
+    "tp2 pp2": Layout(4, ParallelConfig(tensor=2, pipeline=2), micro_batch_size=4, recompute=True),
+    "pp2 dp2 tp2": Layout(8, ParallelConfig(tensor=2, pipeline=2), model="tied"),
     "interleaved pp2 dp2": Layout(4, interleaved(), micro_batch_size=1, model="tied"),
     "replicate2 dp4": Layout(4, ParallelConfig(replicate=2), recompute=True),
-    "interleaved pp2 tp2": Layout(4, interleaved(tensor=2), skip=True, recompute=True),
+    "interleaved pp2 tp2": Layout(4, interleaved(tensor=2), micro_batch_size=4, skip=True, recompute=True),
 }
 
 OFFLOADED = ("dp2", "tp2 dp2", "pp2 dp2", "interleaved pp2 dp2")
