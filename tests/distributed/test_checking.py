@@ -258,6 +258,8 @@ def test_the_collectives_of_a_zero_1_step(pool: Pool) -> None:
             f"all_reduce sum float64 1 at {ours}",  # The squared gradient norm.
             f"all_reduce sum float64 2 at {ours}",  # Loss sums, by source.
             f"all_reduce sum int64 2 at {ours}",  # Targets.
-            "all_gather float32 50272 at deepspeed/runtime/utils.py",  # The weights, decayed or not.
-            "all_gather float32 4464 at deepspeed/runtime/utils.py",
+            # The weights: the embedding, norms, matrices.
+            "all_gather float32 4192 at deepspeed/runtime/utils.py",
+            "all_gather float32 272 at deepspeed/runtime/utils.py",
+            "all_gather float32 50272 at deepspeed/runtime/utils.py",
         ]
