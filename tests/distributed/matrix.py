@@ -82,6 +82,7 @@ LAYOUTS = {
     "tp2": Layout(2, ParallelConfig(tensor=2), micro_batch_size=4, model="tied"),
     "tp4": Layout(4, ParallelConfig(tensor=4), micro_batch_size=4, model="biases"),
     "pp2": Layout(2, ParallelConfig(pipeline=2), model="tied"),
+    "pp4": Layout(4, ParallelConfig(pipeline=4), micro_batch_size=1, recompute=True),
     "tp2 dp2": Layout(4, ParallelConfig(tensor=2), recompute=True),
     "pp2 dp2": Layout(4, ParallelConfig(pipeline=2), micro_batch_size=1, skip=True),
     "tp2 pp2": Layout(4, ParallelConfig(tensor=2, pipeline=2), micro_batch_size=4, recompute=True),

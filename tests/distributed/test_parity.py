@@ -37,6 +37,7 @@ SPANNING = {
     ("zero3", "dp2", Precision.fp32),
     ("zero2", "tp2", Precision.bf16),
     ("zero3", "tp4", Precision.fp32),
+    ("zero3", "pp4", Precision.fp32),
     ("zero3", "pp2 dp2", Precision.fp64),
     ("zero3", "pp2 dp2", Precision.bf16),
     ("zero3", "interleaved pp2 dp2", Precision.fp64),
