@@ -36,7 +36,8 @@ def test_the_floor_of_fp32() -> None:
 
 
 def test_bf16_stays_near_fp32() -> None:
-    assert 1e-4 < reference.difference(run(8, Precision.bf16).losses, run(8).losses) < 0.05
+    # At this learning rate the loss falls by 1 in these steps.
+    assert 1e-4 < reference.difference(run(8, Precision.bf16).losses, run(8).losses) < 0.1
 
 
 def test_groups_take_the_decay_they_should() -> None:
