@@ -6,7 +6,8 @@ Design choices:
   dimension 0 into equal rows, the last ranks having fewer: one range of law 1.
 - Masters are the sharded parameters: fp32, or fp64 at precision=fp64. In bf16 they are cast before they are gathered,
   so no bf16 weight lives between steps.
-- Gradients are reduced after every micro-batch, in the masters' precision, and add up in the sharded gradients.
+- Gradients are reduced after every micro-batch, in the masters' precision unless communication_dtype says otherwise,
+  and add up in the sharded gradients.
   Reducing once a step would keep whole fp32 gradients: more memory than a sharded master, its moments and gradient.
 - Each chunk of the model is a root of its own; all have one optimizer.
 - FSDP averages over the ranks; it is told to sum, so that the loss's scale alone is law 3.

@@ -126,7 +126,7 @@ def _serve(rank: int, connection: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
-    importlib.import_module("deepspeed.runtime.zero")
+    importlib.import_module("megatrain.engines.deepspeed")
     torch.set_num_threads(1)
     gc.freeze()  # What is there now stays: `_release` need not look at it each time.
     connection.send("ready")
