@@ -22,7 +22,7 @@ test-distributed: $(VENV)/installed  ## real processes over gloo
 	$(PYTEST) -m "distributed and not gpu and not long"
 
 test-parity: $(VENV)/installed  ## every engine in every layout against one process; an hour on two cores
-	$(PYTEST) -m "distributed and not gpu" tests/distributed/test_parity.py tests/distributed/test_costs.py
+	$(PYTEST) -m "distributed and not gpu" $(addprefix tests/distributed/test_,parity.py costs.py pipeline.py initial_weights.py)
 
 test-gpu: $(VENV)/installed  ## what needs one GPU
 	$(PYTEST) -m gpu

@@ -20,8 +20,9 @@ from tests.distributed.training import make_engine
 pytestmark = pytest.mark.distributed
 
 SEED = 3
+SPANNING = ("dp4", "tp4", "pp2 dp2 tp2", "interleaved pp2 dp2")
 CASES = [
-    *(("zero3", layout) for layout in LAYOUTS if not layout.startswith("replicate")),
+    *(("zero3", layout) for layout in SPANNING),
     ("zero0", "tp2 dp2"),
     ("zero1", "interleaved pp2 dp2"),
     ("zero2-offload", "dp2"),
@@ -29,6 +30,8 @@ CASES = [
     ("fsdp-gradient", "pp2 dp2"),
     ("fsdp-full", "replicate2 dp4"),
 ]
+LONG = [("zero3", layout) for layout in LAYOUTS if layout not in SPANNING and not layout.startswith("replicate")]
+"""What `make test` leaves out."""
 
 
 def held(engine: str, layout: Layout) -> list[tuple[str, int, int, bool]]:
@@ -43,7 +46,11 @@ def held(engine: str, layout: Layout) -> list[tuple[str, int, int, bool]]:
     ]
 
 
-@pytest.mark.parametrize(("engine", "layout"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("engine", "layout"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in LONG)],
+    ids=str,
+)
 def test_each_range_has_the_bits_of_the_seed(pool: Pool, engine: str, layout: str) -> None:
     chosen = LAYOUTS[layout]
     ranks = pool.run(held, ranks=chosen.ranks, engine=engine, layout=chosen)

@@ -62,12 +62,15 @@ class Layout:
 LAYOUTS = [
     *(Layout(engine, schedule) for engine in ("zero3", "fsdp-full", "fsdp-gradient") for schedule in SCHEDULES),
     Layout("zero0", "1f1b"),
-    Layout("zero1", "interleaved_1f1b"),
     Layout("zero1", "1f1b", Precision.bf16),
     Layout("zero2", "1f1b", Precision.bf16),
+]
+LONG = [
+    Layout("zero1", "interleaved_1f1b"),
     Layout("zero2", "interleaved_1f1b"),
     Layout("zero3-offload", "1f1b"),
 ]
+"""What `make test` leaves out."""
 
 
 def batches() -> list[Batch]:
@@ -177,7 +180,11 @@ def weights_left(engine: AnyEngine) -> Iterator[list[int]]:
     yield numbers
 
 
-@pytest.fixture(scope="module", params=LAYOUTS, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[*LAYOUTS, *(pytest.param(layout, marks=pytest.mark.long) for layout in LONG)],
+    ids=str,
+)
 def layout(request: pytest.FixtureRequest) -> Layout:
     found: Layout = request.param
     return found
