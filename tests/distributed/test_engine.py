@@ -222,7 +222,8 @@ def reduced(layout: Layout, dtype: CommunicationDtype) -> tuple[int, float, set[
     with Watch() as watch:
         stats = accumulate(engine, batches()[0])
     size = sum(size for name, size in watch.bytes.items() if name in REDUCTIONS)
-    return size, float(stats.gradient_norm), {gradient.tensor.dtype for gradient in engine.gradients}  # type: ignore[arg-type]
+    assert stats.gradient_norm is not None
+    return size, float(stats.gradient_norm), {gradient.tensor.dtype for gradient in engine.gradients}
 
 
 @pytest.mark.parametrize(
