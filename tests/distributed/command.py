@@ -172,11 +172,14 @@ class Command:
     def hang(self, reason: str) -> NoReturn:
         """Fails the test with the stacks of all processes too; they end."""
         processes = self.processes()
-        for process in processes:
+        for process in processes:  # Those that wait their turn neither notice the end of others nor write between.
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
+                process.suspend()
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGABRT)
-        psutil.wait_procs(processes, timeout=5)
+                process.resume()
+                process.wait(timeout=5)
         self.fail(reason)
 
     def fail(self, reason: str) -> NoReturn:
