@@ -56,6 +56,12 @@ def scan(run_dir: Path) -> list[Found]:
     return sorted(found, key=lambda one: -one.step)
 
 
+def candidates(run_dir: Path) -> tuple[list[Found], list[str]]:
+    """The whole checkpoints of a run directory, newest first, and why others were passed over."""
+    found = scan(run_dir)
+    return [one for one in found if one.problem is None], [one.problem for one in found if one.problem is not None]
+
+
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run directory (None: it has none), and why newer ones were passed over."""
     passed_over: list[str] = []
