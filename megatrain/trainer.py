@@ -154,6 +154,8 @@ class Trainer:
             return
         self.note_save()
         self.metrics.flush()
+        if name := self.engine.differing_weights():
+            raise RuntimeError(f"{name}: at step {self.step} its weights aren't its masters: not saved")
         self.saver.begin(self.step, self.engine.shards, self._state())
         self.blocked_seconds = time.perf_counter() - began
 
