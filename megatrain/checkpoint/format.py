@@ -18,11 +18,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import xxhash
 
+from megatrain.checkpoint.store import Folder, listing, read_file
 from megatrain.errors import GaveUp
 
 VERSION = 1
@@ -129,15 +129,16 @@ def seal(commit: Commit) -> bytes:
     return encode({**commit, "xxh3_128": xxhash.xxh3_128_hexdigest(encode(commit))})
 
 
-def read_commit(folder: Path) -> Commit:
+def read_commit(folder: Folder) -> Commit:
     """The commit record of `folder`, and its files checked for presence and size (not for their bytes).
 
     Raises BrokenCheckpoint: there is none, it is altered, of another version, or a file is missing or of another size.
     """
-    try:
-        raw = (folder / COMMIT).read_bytes()
-    except FileNotFoundError:
-        raise BrokenCheckpoint(f"{folder}: uncommitted (it has no {COMMIT})") from None
+    sizes = listing(folder)
+    size = sizes.get(COMMIT)
+    if size is None:
+        raise BrokenCheckpoint(f"{folder}: uncommitted (it has no {COMMIT})")
+    raw = read_file(folder / COMMIT, size)
     try:
         commit: Commit = json.loads(raw)
         del commit["xxh3_128"]  # type: ignore[typeddict-item]
@@ -151,11 +152,11 @@ def read_commit(folder: Path) -> Commit:
     if set(commit["files"]) != file_names(commit["world_size"]):
         raise BrokenCheckpoint(f"{folder / COMMIT}: doesn't list the files of {commit['world_size']} ranks")
     for name, record in commit["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise BrokenCheckpoint(f"{path}: missing")
-        if (size := path.stat().st_size) != record["bytes"]:
-            raise BrokenCheckpoint(f"{path}: {size} bytes, {record['bytes']} were written")
+        size = sizes.get(name)
+        if size is None:
+            raise BrokenCheckpoint(f"{folder / name}: missing")
+        if size != record["bytes"]:
+            raise BrokenCheckpoint(f"{folder / name}: {size} bytes, {record['bytes']} were written")
     return commit
 
 
@@ -186,17 +187,26 @@ def check_coverage(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return grouped
 
 
-def read_hashed(path: Path, digest: str) -> bytes:
-    """The bytes of a file whose xxh3-128 is known. Raises BrokenCheckpoint where it is another."""
-    raw = path.read_bytes()
+def check_hash(path: Folder, raw: bytes, digest: str) -> bytes:
+    """`raw`, which was read from `path`. Raises BrokenCheckpoint where its xxh3-128 is another."""
     if xxhash.xxh3_128_hexdigest(raw) != digest:
         raise BrokenCheckpoint(f"{path}: altered")
     return raw
 
 
-def committed_state(folder: Path, commit: Commit) -> TrainerState:
+def read_hashed(path: Folder, size: int, digest: str) -> bytes:
+    """The bytes of a file whose size and xxh3-128 are known. Raises BrokenCheckpoint where it isn't that."""
+    try:
+        raw = read_file(path, size)
+    except FileNotFoundError:
+        raise BrokenCheckpoint(f"{path}: missing") from None
+    return check_hash(path, raw, digest)
+
+
+def committed_state(folder: Folder, commit: Commit) -> TrainerState:
     """What the trainer saved. Raises BrokenCheckpoint where state.json isn't what was committed."""
-    state: TrainerState = json.loads(read_hashed(folder / STATE, commit["files"][STATE]["xxh3_128"]))
+    record = commit["files"][STATE]
+    state: TrainerState = json.loads(read_hashed(folder / STATE, record["bytes"], record["xxh3_128"]))
     return state
 
 
