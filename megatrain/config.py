@@ -299,6 +299,9 @@ class SavingConfig:
     """How often a save that failed is tried again, before the run goes on without it."""
     retry_seconds: float = 10.0
     """How long after the failure."""
+    remote: str | None = None
+    """URL of a folder in an object store (s3://BUCKET/RUN, gs://..., what fsspec can write to) that each checkpoint is
+    copied to when it is committed. A start continues from what is newest, there or in run_dir."""
 
 
 @dataclass
