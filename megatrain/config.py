@@ -31,6 +31,13 @@ class Norm(Enum):
     layer = "layer"
 
 
+class WhenBusy(Enum):
+    """A save that is due while another is written."""
+
+    wait = "wait"
+    skip = "skip"
+
+
 class Schedule(Enum):
     """How the learning rate goes after warm-up: a half cosine, or stable and then a linear decay, or constant."""
 
@@ -273,10 +280,25 @@ class ParallelConfig:
 
 @dataclass
 class SavingConfig:
-    """When checkpoints are written; one is always written at the end and when the run is stopped."""
+    """When checkpoints are written and how long they stay; one is always written at the end and when stopped."""
 
     every: int = 500
-    """Steps between checkpoints; 0: only at the end and when stopped."""
+    """Steps between checkpoints, to start again from; 0: only at the end and when stopped."""
+    keep_last: int = 10
+    """The newest ones that stay, however they came about; 0: all."""
+    keep_every: int = 0
+    """Steps between checkpoints that stay for ever; written at these steps, whatever `every` says. 0: none."""
+    keep_best: int = 0
+    """The ones with the lowest held-out loss that stay, of those steps that were evaluated; needs evaluation.every."""
+    asynchronous: bool = True
+    """Training stops for a copy to host memory only, which takes as many bytes there as the rank writes; false: it
+    stops until the checkpoint is committed."""
+    when_busy: WhenBusy = WhenBusy.wait
+    """What becomes of a save that is due while another is still being written: it waits, or is skipped."""
+    retries: int = 2
+    """How often a save that failed is tried again, before the run goes on without it."""
+    retry_seconds: float = 10.0
+    """How long after the failure."""
 
 
 @dataclass

@@ -54,6 +54,8 @@ class TrainerState(TypedDict):
     tokenizer: dict[str, Any]
     """What is known of the tokenizer: sha256 of its file, eos_id, ..."""
     wandb_run_id: str | None
+    held_out_loss: NotRequired[float]
+    """Of this step, where it was evaluated."""
     rng: NotRequired[dict[str, Any]]
     """States of random number generators, where any are used."""
 

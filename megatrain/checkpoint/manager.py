@@ -1,28 +1,47 @@
-"""Saves the checkpoints of a run on all ranks together, and cleans up after a death in mid-save.
+"""Saves and loads the checkpoints of a run on all ranks together, and cleans up after a death in mid-save.
 
 Design choices:
 - A save has stages, and all ranks agree after each: where one rank fails (a full disk) all raise the same error and
   nothing of the attempt is left.
+- Engines load with collectives, so no rank may stop in the middle of it: one that meets altered bytes goes on with
+  zeros, and when all are done all load the next older checkpoint.
+- Where checkpoints were committed but none is whole, the run ends: starting afresh would bury them.
 - A step that is saved again (after a fallback) doesn't touch the old folder until the new one is committed: the old
   one steps aside under another name, and comes back if the new one fails, at once or at the next start.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from megatrain.checkpoint.folders import checkpoints_folder, scan, step_folder
-from megatrain.checkpoint.format import COMMIT, TrainerState
+import torch
+from torch import Tensor
+
+from megatrain.checkpoint import retention
+from megatrain.checkpoint.folders import candidates, checkpoints_folder, scan, step_folder
+from megatrain.checkpoint.format import COMMIT, BrokenCheckpoint, TrainerState
+from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.checkpoint.writer import commit, write_rank
-from megatrain.engines.ranges import Shard
+from megatrain.config import SavingConfig
+from megatrain.engines.ranges import Shard, ShardReader
 from megatrain.errors import GaveUp, MegatrainError
 from megatrain.resilience.files import sync_folder
 
+log = logging.getLogger(__name__)
+
 Agree = Callable[[str | None], str | None]
-"""Every rank calls it with what failed, or None; every rank gets the same answer: a failure of any rank, or None."""
+"""Every rank calls it with what it has to say (a failure), or None; all get what was said first, or None."""
+
+_BUG = "bug at "
+
+
+class NotSaved(GaveUp):
+    """A save failed on some rank, on account of the disk or what is on it; nothing of it is left."""
 
 
 def alone(failure: str | None) -> str | None:
@@ -52,7 +71,7 @@ class CheckpointManager:
     def save(self, step: int, shards: Iterable[Shard], state: TrainerState) -> Path:
         """Writes and commits the checkpoint of `step`; returns its folder. Nothing may change the shards meanwhile.
 
-        state: rank 0's is written. Raises GaveUp on every rank where one couldn't write; nothing is left of the
+        state: rank 0's is written. Raises NotSaved on every rank where one couldn't write; nothing is left of the
         attempt then. A bug on one rank raises as it is there, and GaveUp on the others.
         """
         folder = step_folder(self.run_dir, step)
@@ -63,6 +82,49 @@ class CheckpointManager:
         if self.rank == 0:
             shutil.rmtree(_aside(folder), ignore_errors=True)
         return folder
+
+    def load(self, load: Callable[[ShardReader], None]) -> tuple[CheckpointReader | None, list[str]]:
+        """Gives `load` the newest whole checkpoint; every byte that it reads is verified. Collective.
+
+        Returns its reader (None: the run has no checkpoint yet), and why newer ones were passed over. An altered one
+        gets another name, so that nothing takes it for whole again. Raises GaveUp where no committed one is whole.
+        """
+        found, passed_over = candidates(self.run_dir) if self.rank == 0 else ([], [])
+        left = [str(one.path) for one in found]
+        # Rank 0 says which: on a shared file system another may see other folders.
+        while chosen := self.agree(left.pop(0) if left else None):
+            folder = Path(chosen)
+            reader, failure = self._read(folder, load)
+            if failure is None:
+                return reader, passed_over
+            passed_over.append(failure)
+            self._on_rank_0(f"{folder}: not renamed", partial(_set_aside, folder))
+        if reason := self.agree(passed_over[0] if passed_over else None):
+            raise GaveUp(f"{self.run_dir}: none of its checkpoints is whole: {reason}")
+        return None, []
+
+    def _read(self, folder: Path, load: Callable[[ShardReader], None]) -> tuple[CheckpointReader | None, str | None]:
+        """The reader of a folder that `load` has loaded, or what a rank found altered in it."""
+        reader, failure = None, None
+        try:
+            reader = CheckpointReader(folder)
+        except BrokenCheckpoint as error:
+            failure = str(error)
+        failure = self.agree(failure)
+        if reader is None or failure is not None:
+            return None, failure
+        patient = _Patient(reader)
+        load(patient)
+        return reader, self.agree(patient.failure)
+
+    def remove_obsolete(self, config: SavingConfig) -> list[int]:
+        """Removes the checkpoints that need not stay; the steps, on rank 0. One that can't be removed now is later."""
+        if self.rank == 0:
+            try:
+                return retention.apply(self.run_dir, config)
+            except (OSError, MegatrainError) as error:
+                log.warning("an old checkpoint was not removed: %s", error)
+        return []
 
     def _on_rank_0(self, doing: str, work: Callable[[], None], undo: Callable[[], None] = _nothing) -> None:
         self._together(doing, work if self.rank == 0 else _nothing, undo)
@@ -75,7 +137,8 @@ class CheckpointManager:
         except Exception as error:
             own = error
         bug = own is not None and not isinstance(own, OSError | MegatrainError)
-        failure = self.agree(None if own is None else f"rank {self.rank}: {repr(own) if bug else own}")
+        said = f"{_BUG}rank {self.rank}: {own!r}" if bug else f"rank {self.rank}: {own}"
+        failure = self.agree(None if own is None else said)
         if failure is None:
             return
         if self.rank == 0:
@@ -84,11 +147,42 @@ class CheckpointManager:
         self.agree(None)
         if own is not None and bug:
             raise own
-        raise GaveUp(f"{doing}: {failure}") from own
+        raise (GaveUp if failure.startswith(_BUG) else NotSaved)(f"{doing}: {failure}") from own
+
+
+class _Patient:
+    """A ShardReader that gives zeros for what can't be read, and remembers why."""
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self.reader = reader
+        self.failure: str | None = None
+
+    @property
+    def optimizer_step(self) -> int:
+        """See ShardReader."""
+        return self.reader.optimizer_step
+
+    def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
+        """See ShardReader."""
+        try:
+            return self.reader.read(state, name, start, stop)
+        except BrokenCheckpoint as error:
+            self.failure = self.failure or str(error)
+            return torch.zeros(stop - start)
+        except OSError as error:
+            raise GaveUp(f"{self.reader.folder}: can't be read: {error}") from error
 
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".replaced")
+
+
+def _set_aside(folder: Path) -> None:
+    """Takes an altered checkpoint out of those that count; a person may look at it, or remove it."""
+    broken = folder.with_name(folder.name + ".broken")
+    shutil.rmtree(broken, ignore_errors=True)
+    folder.rename(broken)
+    sync_folder(folder.parent)
 
 
 def _make_way(folder: Path) -> None:
