@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from megatrain.checkpoint.format import COMMIT, STATE, data_name, hashes_name, index_name, read_commit
+from megatrain.checkpoint.format import COMMIT, INDEX, STATE, data_name, hashes_name, read_commit
 from megatrain.checkpoint.store import Folder, StorageError, listing, one_line
 from megatrain.errors import InputError, bad_value
 from megatrain.resilience.files import sync_folder
@@ -73,7 +73,7 @@ def upload_rank(folder: Path, remote: UPath, rank: int) -> None:
     """Copies the files of `rank` from a committed step's folder to the same place below `remote`. Raises OSError."""
     target = _below(remote, folder)
     _unlink(target / COMMIT)
-    for name in (data_name(rank), hashes_name(rank), index_name(rank)):
+    for name in (data_name(rank), hashes_name(rank)):
         _put(folder / name, target / name)
 
 
@@ -84,7 +84,8 @@ def upload_commit(folder: Path, remote: UPath) -> None:
     """
     target = _below(remote, folder)
     commit = read_commit(folder)
-    _put(folder / STATE, target / STATE)
+    for name in (STATE, INDEX):
+        _put(folder / name, target / name)
     sizes = listing(target)
     for name, record in commit["files"].items():
         if sizes.get(name) != record["bytes"]:

@@ -34,7 +34,7 @@ REMOTE_CALL_BYTES = 8 * 1024 * 1024
 """Bytes of one request to a store: a request takes tens of milliseconds before its first byte."""
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 """Bytes asked for at once: what reading from a store may take of a host's memory."""
-SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?\S*=\S*")
+SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s\"']*=[^\s\"']*")
 """What a URL in an error may hold that is nobody's business: a password, a signature."""
 
 

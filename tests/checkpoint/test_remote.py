@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from megatrain.checkpoint import remote as remotes
-from megatrain.checkpoint.folders import candidates, newest, resolve, step_folder
+from megatrain.checkpoint.folders import newest, resolve, step_folder
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.engines.ranges import MASTER
 from tests.checkpoint.layouts import even_layout, random_whole, write
