@@ -132,7 +132,9 @@ class ModelConfig:
     tie_embeddings: bool = False
     """The head is the embedding's matrix."""
     attention_bias: bool = False
-    """Biases in the four projections of attention."""
+    """Biases in the projections of attention."""
+    attention_out_bias: bool | None = None
+    """A bias in attention's output projection; null: as attention_bias."""
     mlp_bias: bool = False
     """Biases in the three projections of the MLP."""
     qk_norm: bool = False

@@ -59,6 +59,8 @@ class TrainerState(TypedDict):
     wandb_run_id: str | None
     rng: NotRequired[dict[str, Any]]
     """States of random number generators, where any are used."""
+    weights_only: NotRequired[bool]
+    """It holds masters and no moments: a run can begin with it, not go on from it."""
 
 
 class FileRecord(TypedDict):
