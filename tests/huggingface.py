@@ -1,7 +1,8 @@
-"""A model of ours as one of transformers'."""
+"""Models of every architecture that Hugging Face and we have in common, and a model of ours as one of transformers'."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,30 @@ from torch import Tensor, nn
 
 from megatrain.checkpoint.huggingface.config import hugging_face_config
 from megatrain.checkpoint.huggingface.tensors import assemble, tensors
-from megatrain.config import ModelConfig, Precision
+from megatrain.config import ModelConfig, Precision, RopeScaling
+
+LLAMA = ModelConfig(
+    name="model",
+    vocab_size=300,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    intermediate_size=96,
+    rope_theta=500.0,
+    initializer_std=0.2,
+)
+
+MODELS = {
+    "Llama": replace(LLAMA, rope_scaling=RopeScaling(original_context=32), tie_embeddings=True),
+    "Llama with biases": replace(LLAMA, num_kv_heads=4, attention_bias=True, mlp_bias=True),
+    "Mistral": replace(LLAMA, sliding_window=5, head_dim=24, norm_eps=1e-6),
+    "Qwen2": replace(LLAMA, attention_bias=True, attention_out_bias=False, num_kv_heads=1),
+    "Qwen2 with window": replace(LLAMA, attention_bias=True, attention_out_bias=False, sliding_window=7),
+    "Qwen3": replace(LLAMA, qk_norm=True, head_dim=24, tie_embeddings=True),
+    "Qwen3 with window": replace(LLAMA, qk_norm=True, attention_bias=True, sliding_window=7),
+}
+"""By architecture."""
 
 
 class ModuleReader:

@@ -134,7 +134,7 @@ def read_config(folder: Path) -> Description:
         raise bad_value(f"{path}: model_type", kind, f"legal: {', '.join(ARCHITECTURES)}")
     architecture = f"{ARCHITECTURES[kind]}ForCausalLM"
     if (given := loaded.get("architectures")) not in (None, [architecture]):
-        raise bad_value(f"{path}: architectures", given, f"legal: [{architecture}]")
+        raise bad_value(f"{path}: architectures", json.dumps(given), f"legal: {json.dumps([architecture])}")
     keys = Keys(path, {**DEFAULTS[kind], **loaded})
     sequence_length = keys.integer("max_position_embeddings")
     model = _model(keys, kind, folder.absolute().name, sequence_length)

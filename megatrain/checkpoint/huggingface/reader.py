@@ -140,11 +140,9 @@ def _files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         paths = sorted(folder.glob("model*.safetensors"))
         if not paths:
-            pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-            legal = (
-                "weights in pickle aren't read, save them as safetensors" if pickled else "it has to hold the weights"
-            )
-            raise InputError(f"{folder}: no model*.safetensors in it; {legal}")
+            pickled = next(folder.glob("*.bin"), None)
+            why = f"; {pickled.name} is pickle, which isn't read: save the model as safetensors" if pickled else ""
+            raise InputError(f"{folder}: no model*.safetensors in it{why}")
         return paths
     try:
         names = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
