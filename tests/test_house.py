@@ -54,8 +54,9 @@ ONLY = {
 WITHOUT_TORCH = (
     "__main__ launcher checks layout compose config errors model.spec model.partition objectives observe.records",
     "observe.report schedule parallel.schedules",
-    "checkpoint.format checkpoint.folders data.format data.mixture data.order data.prefetch data.reader data.samples",
-    "data.sequences data.slots data.state data_prep.* resilience.*",
+    "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.store",
+    "data.format data.mixture data.order data.prefetch data.reader data.samples data.sequences data.slots data.state",
+    "data_prep.* resilience.*",
 )
 """What answers before torch is there: the command line and its checks, the offline stage, the parts of
 a run that only read and write files."""
