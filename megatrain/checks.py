@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import cast
 
 from megatrain import layout, objectives
-from megatrain.checkpoint.folders import candidates, read_state
+from megatrain.checkpoint import remote
+from megatrain.checkpoint.folders import every, read_state
 from megatrain.checkpoint.format import BrokenCheckpoint, TrainerState
+from megatrain.checkpoint.store import StorageError
 from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT
@@ -43,6 +45,12 @@ def check(config: TrainConfig) -> list[Source]:
     sources = _check_data(config)
     _check_run_dir(config, sources)
     return sources
+
+
+def check_writable(config: TrainConfig) -> None:
+    """The remote store takes what is written: asked once, by the launcher. Raises InputError."""
+    if config.saving.remote is not None:
+        remote.check_writable(remote.root(config.saving.remote))
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -145,9 +153,12 @@ def _check_run_dir(config: TrainConfig, sources: list[Source]) -> None:
     parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise bad_value("run_dir", run_dir, f"{parent} can't be written")
-    found, _ = candidates(run_dir)
-    for one in found:
-        with suppress(BrokenCheckpoint):  # Whoever loads it says so, and takes the next.
+    try:
+        checkpoints = every(run_dir, config.saving.remote)
+    except StorageError as error:
+        raise bad_value("saving.remote", config.saving.remote, str(error)) from error
+    for one in checkpoints:
+        with suppress(BrokenCheckpoint):  # Who loads says so, and takes the next.
             _check_continues(config, sources, read_state(one.path))
             break
 

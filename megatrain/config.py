@@ -139,7 +139,9 @@ class ModelConfig:
     tie_embeddings: bool = False
     """The head is the embedding's matrix."""
     attention_bias: bool = False
-    """Biases in the four projections of attention."""
+    """Biases in the projections of attention."""
+    attention_out_bias: bool | None = None
+    """A bias in attention's output projection; null: as attention_bias."""
     mlp_bias: bool = False
     """Biases in the three projections of the MLP."""
     qk_norm: bool = False
@@ -299,6 +301,9 @@ class SavingConfig:
     """How often a save that failed is tried again, before the run goes on without it."""
     retry_seconds: float = 10.0
     """How long after the failure."""
+    remote: str | None = None
+    """URL of a folder in an object store (s3://BUCKET/RUN, gs://..., what fsspec can write to) that each checkpoint is
+    copied to when it is committed. A start continues from what is newest, there or in run_dir."""
 
 
 @dataclass
@@ -426,7 +431,7 @@ class EvalConfig:
     """`megatrain eval`."""
 
     checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint) or a step's folder."""
+    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     text: str | None = None
     """A UTF-8 text file to evaluate instead of data.path."""
@@ -447,7 +452,7 @@ class GenerateConfig:
     """`megatrain generate`."""
 
     checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint) or a step's folder."""
+    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
     prompt: str = ""
     """The text to go on from."""
     max_new_tokens: int = 100
@@ -467,11 +472,35 @@ class ExportConfig:
     """`megatrain export`."""
 
     checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint) or a step's folder."""
+    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
     output: str = MISSING
     """The Hugging Face folder to write."""
     precision: Precision = Precision.fp32
     """What the weights are written in."""
+
+
+@dataclass
+class ImportConfig:
+    """`megatrain import`."""
+
+    source: str = MISSING
+    """A Hugging Face folder of a Llama, Mistral, Qwen2 or Qwen3: config.json, safetensors, tokenizer.json."""
+    output: str = MISSING
+    """The run directory to make, with a checkpoint of the weights."""
+
+
+@dataclass
+class AverageConfig:
+    """`megatrain average`."""
+
+    checkpoint: str = MISSING
+    """A run directory."""
+    last: int | None = None
+    """How many of its newest whole checkpoints to average; or give steps."""
+    steps: list[int] = field(default_factory=list)
+    """The steps whose checkpoints to average."""
+    output: str = MISSING
+    """The run directory to make, with a checkpoint of the mean weights."""
 
 
 @dataclass

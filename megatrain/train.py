@@ -12,6 +12,7 @@ Design choices:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -59,6 +60,8 @@ from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement, StopSignal
 from megatrain.resilience.watchdog import Watchdog
 from megatrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 START_SECONDS = 1800.0
 """How long the slowest rank may take to load."""
@@ -149,6 +152,8 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     cleaned = saver.manager.clean()
     engine = make_engine(config, mesh, len(sources))
     reader, passed_over = saver.manager.load(engine.load_shards)
+    for reason in passed_over if rank == 0 else ():
+        log.warning("passed over: %s", reason)
     if reader is None:
         engine.load_shards(InitialWeights(config.model, config.seed))
     saved = None if reader is None else reader.state
@@ -194,7 +199,7 @@ def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:
     background, slowest = Progress(), timedelta(seconds=waiting_seconds(config))
     rank, ranks = dist.get_rank(), dist.get_world_size()
     agree = background.meeting(Agreement(_store(), ranks, f"checkpoint/{_attempt()}", slowest))
-    manager = CheckpointManager(Path(config.run_dir), rank, ranks, agree)
+    manager = CheckpointManager(Path(config.run_dir), rank, ranks, agree, config.saving.remote)
     busy = progress.meeting(Agreement(_store(), ranks, f"saving/{_attempt()}", slowest))
     return BackgroundSaver(manager, config.saving, progress, background, busy)
 

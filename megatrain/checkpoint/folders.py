@@ -75,8 +75,11 @@ def scan(run_dir: F) -> list[Found[F]]:
     return sorted(found, key=lambda one: -one.step)
 
 
-def _all(run_dir: Path, remote: str | None) -> list[Found[Path] | Found[UPath]]:
-    """Those of a run directory and of its copy, newest first; of one step the local one first."""
+def every(run_dir: Path, remote: str | None) -> list[Found[Path] | Found[UPath]]:
+    """Those of a run directory and of its copy at `remote`, newest first; of one step the local one first.
+
+    Raises InputError where `remote` is no URL, OSError where it can't be read.
+    """
     copies = scan(remotes.root(remote)) if remote is not None else []
     return sorted([*scan(run_dir), *copies], key=lambda one: -one.step)
 
@@ -87,14 +90,14 @@ def candidates(run_dir: Path, remote: str | None = None) -> tuple[list[Found[Pat
     Newest first; of one step the local one first. Looks into each folder: two requests for a remote one.
     Raises InputError where `remote` is no URL, OSError where it can't be read.
     """
-    found = _all(run_dir, remote)
+    found = every(run_dir, remote)
     whole = [one for one in found if one.problem is None]
     return whole, [one.problem for one in found if one.problem is not None]
 
 
 def newest(run_dir: Path, remote: str | None = None) -> tuple[Folder | None, list[str]]:
     """The first of the candidates (None: there is none), and why newer ones were passed over."""
-    return _newest(_all(run_dir, remote))
+    return _newest(every(run_dir, remote))
 
 
 def _newest(found: Iterable[Found[Path] | Found[UPath]]) -> tuple[Folder | None, list[str]]:

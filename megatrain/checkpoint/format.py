@@ -58,6 +58,8 @@ class TrainerState(TypedDict):
     """Of this step, where it was evaluated."""
     rng: NotRequired[dict[str, Any]]
     """States of random number generators, where any are used."""
+    weights_only: NotRequired[bool]
+    """It holds masters and no moments: a run can begin with it, not go on from it."""
 
 
 class FileRecord(TypedDict):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 URL = re.compile(r"file:(//)?/[^/]|(?!file:)[a-z][a-z0-9+.-]*://[^/]")
 """How a URL begins: the protocol and a bucket, or an absolute path."""
+RUN_FILES = ("config.yaml", "tokenizer.json")
 LEGAL = "give the URL of a folder: s3://BUCKET/RUN, gs://BUCKET/RUN, file:/FOLDER or another that fsspec can write to"
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"auto_mkdir": True},
@@ -89,6 +90,14 @@ def upload_commit(folder: Path, remote: UPath) -> None:
         if sizes.get(name) != record["bytes"]:
             raise StorageError(f"{target / name}: {sizes.get(name, 0)} bytes of {record['bytes']} are there")
     _put(folder / COMMIT, target / COMMIT)
+
+
+def upload_run(run_dir: Path, remote: UPath) -> None:
+    """Copies what a checkpoint can't be used without, where it isn't there yet: the tokenizer and the configuration."""
+    there = listing(remote)
+    for name in RUN_FILES:
+        if (run_dir / name).is_file() and there.get(name) != (run_dir / name).stat().st_size:
+            _put(run_dir / name, remote / name)
 
 
 def remove(folder: Folder) -> None:
