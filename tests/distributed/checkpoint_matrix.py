@@ -39,6 +39,8 @@ from tests.distributed.training import LEARNING_RATE, AnyEngine, Curve, make_eng
 from tests.engines.states import resident_bytes, same, snapshot
 
 SAVED_STEP, STEPS = 2, 7
+GLOBAL_BATCH = 7
+TIMEOUT = 100.0
 OTHER_SEED = 99
 STATES = ("master", "exp_avg", "exp_avg_sq")
 
@@ -69,8 +71,8 @@ class Layout:
 
     @property
     def micro_batch_size(self) -> int:
-        """In samples. Each rank has one or two of them in a step."""
-        return 2 if self._size("dp") > 1 else 4
+        """In samples. A rank has as many of them in a step as there are stages, and at least two."""
+        return -(-GLOBAL_BATCH // (self._size("dp") * max(2, self._size("pp"))))
 
     @property
     def fp64_masters(self) -> bool:
@@ -138,7 +140,7 @@ class Pair:
 
 @cache
 def batches(seed: int) -> list[Batch]:
-    return [samples.batch(samples=7, sequence_length=16, seed=1000 * seed + step) for step in range(STEPS)]
+    return [samples.batch(samples=GLOBAL_BATCH, sequence_length=16, seed=1000 * seed + step) for step in range(STEPS)]
 
 
 def save(engine: AnyEngine, run_dir: Path) -> Path:
@@ -155,7 +157,7 @@ def write(engine: AnyEngine, run_dir: Path) -> Path:
     state = TrainerState(
         step=SAVED_STEP,
         optimizer_step=engine.optimizer_step(),
-        samples=7 * SAVED_STEP,
+        samples=GLOBAL_BATCH * SAVED_STEP,
         data={},
         config={},
         tokenizer={},
@@ -212,13 +214,17 @@ class Runs:
     def of(self, work: Work, seeds: int = 1, until: int = SAVED_STEP) -> Saved:
         """What `work` saved, and its curves from the start to step `until`."""
         run_dirs = [next(self.run_dirs) for _ in range(seeds)]
-        ranks = self.pool.run(start, ranks=work.layout.ranks, work=work, run_dirs=run_dirs, until=until)
+        ranks = self.pool.run(
+            start, ranks=work.layout.ranks, timeout=TIMEOUT, work=work, run_dirs=run_dirs, until=until
+        )
         return Saved([_folder(run_dir) for run_dir in run_dirs], ranks[0])
 
     def through(self, work: Work, folders: Sequence[Path]) -> Saved:
         """What `work` saves again of the checkpoints in `folders`, and its curves from there."""
         run_dirs = [next(self.run_dirs) for _ in folders]
-        ranks = self.pool.run(resume, ranks=work.layout.ranks, work=work, folders=folders, run_dirs=run_dirs)
+        ranks = self.pool.run(
+            resume, ranks=work.layout.ranks, timeout=TIMEOUT, work=work, folders=folders, run_dirs=run_dirs
+        )
         assert all(curves == ranks[0] for curves in ranks), "Stats have to be equal on every rank"
         return Saved([_folder(run_dir) for run_dir in run_dirs], ranks[0])
 
@@ -240,7 +246,9 @@ def assert_same_state(a: Path, b: Path, model: ModelConfig) -> None:
 
 
 @cache
-def one_process(model: str, precision: Precision, seed: int = 0, micro_batch_size: int = 7) -> reference.Result:
+def one_process(
+    model: str, precision: Precision, seed: int = 0, micro_batch_size: int = GLOBAL_BATCH
+) -> reference.Result:
     rates = [LEARNING_RATE] * STEPS
     return reference.train(MODELS[model], samples.OPTIM, batches(seed), rates, micro_batch_size, precision, seed)
 
