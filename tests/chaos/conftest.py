@@ -11,13 +11,10 @@ from tests.distributed.command import write_small_set
 
 
 @pytest.fixture(scope="session")
-def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_set(tmp_path_factory.mktemp("data") / "set")
-
-
-@pytest.fixture(scope="session")
-def reference(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    run_dir = tmp_path_factory.mktemp("reference") / "run"
-    with start(small_set, run_dir) as command:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """It keeps the checkpoint of every step."""
+    folder = tmp_path_factory.mktemp("reference")
+    data, run_dir = write_small_set(folder / "set"), folder / "run"
+    with start(data, run_dir, "saving.keep_last=0") as command:
         command.succeed()
-    return Reference(run_dir)
+    return Reference(data, run_dir)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,25 +22,30 @@ import torch
 
 from megatrain.checkpoint.folders import checkpoints_folder, scan, step_folder
 from megatrain.checkpoint.reader import CheckpointReader
+from megatrain.errors import BUG
 from tests.chaos.injection.sitecustomize import VARIABLE
-from tests.distributed.command import Command, curve, train
+from tests.distributed.command import Command, curve, keys
 
 INJECTION = Path(__file__).parent / "injection"
 STEPS = 24
-OVERRIDES = ("model.vocab_size=8192", "saving.every=1", f"max_steps={STEPS}")
-"""A checkpoint of 14 MB after every step: the files of a rank take several writes."""
+KEPT = 2
+OVERRIDES = ("model.vocab_size=8192", f"max_steps={STEPS}", "saving.every=1", f"saving.keep_last={KEPT}")
+"""A checkpoint of 7 MB after every step: the data file of a rank takes several writes."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A moment of a rank's save: before or after a call that changes the disk; who dies at it."""
+    """A moment inside a save: before or after a call of a rank that changes the disk. everyone: all die, not it alone.
+
+    moment: as tests/chaos/injection names it.
+    """
 
     rank: int
     moment: str
     everyone: bool = False
 
     def __str__(self) -> str:
-        return f"rank {self.rank} {self.moment}{', all die' if self.everyone else ''}"
+        return f"rank {self.rank} {self.moment}{', all' if self.everyone else ''}"
 
 
 def injected(run_dir: Path, **options: Any) -> dict[str, str]:
@@ -50,18 +57,19 @@ def injected(run_dir: Path, **options: Any) -> dict[str, str]:
 
 def start(data: Path, run_dir: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> Command:
     """The command with OVERRIDES, on two processes."""
-    return train(data, run_dir, *OVERRIDES, *overrides, **(environment or {}))
+    arguments = keys(data, run_dir, "launch.processes=2", *OVERRIDES, *overrides)
+    return Command(["-m", "megatrain", "train", *arguments], run_dir.parent, environment or {})
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nothing interrupted, with all its checkpoints."""
+    """A run that nothing interrupted, with all its checkpoints. data: what it was trained on."""
 
+    data: Path
     run_dir: Path
-    last_step: int = STEPS
 
     def check(self, run_dir: Path) -> int:
-        """What holds of a run at any moment; returns the step of its newest whole checkpoint, 0 where it has none.
+        """What holds of a run at any moment; the step of its newest whole checkpoint, 0 where it has none.
 
         Its records so far, and every checkpoint that reads as whole, are the reference's, bit for bit.
         """
@@ -71,6 +79,46 @@ class Reference:
         for step in steps:
             assert_same(step_folder(run_dir, step), step_folder(self.run_dir, step))
         return max(steps, default=0)
+
+    def finish(self, run_dir: Path, *overrides: str) -> None:
+        """Starts a run again and lets it go to its end, which is the reference's."""
+        with start(self.data, run_dir, *overrides) as command:
+            command.succeed()
+        assert self.check(run_dir) == STEPS
+        assert len(curve(run_dir)) == STEPS
+
+
+@dataclass
+class Dying:
+    """A run that dies again and again. Where it comes near its end it gets there, and the next begins."""
+
+    reference: Reference
+    folder: Path
+    runs: int = 1
+    step: int = 0
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / f"run_{self.runs}"
+
+    def die(self, point: Point) -> None:
+        """Starts it, waits for its death at `point`, and checks what is left."""
+        if self.step > STEPS - 2 * KEPT:
+            self.finish()
+        action = "kill all" if point.everyone else "kill"
+        environment = injected(self.run_dir, rank=point.rank, point=point.moment, action=action)
+        with start(self.reference.data, self.run_dir, environment=environment) as command:
+            finished = command.wait(60)
+            assert command.left_over() == []
+        killed = f"megatrain train: rank {point.rank} ({socket.gethostname()}) was killed by signal 9\n"
+        expected = (-signal.SIGKILL, "") if point.everyone else (BUG, killed)
+        assert (finished.code, finished.stderr) == expected, f"{point}: {finished.stdout}"
+        self.step = self.reference.check(self.run_dir)
+
+    def finish(self) -> None:
+        """It lives from here to its end."""
+        self.reference.finish(self.run_dir)
+        self.runs, self.step = self.runs + 1, 0
 
 
 def assert_same(folder: Path, expected: Path) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import psutil
 import pytest
 
 from megatrain.errors import BUG

@@ -6,8 +6,9 @@ to do is JSON in the environment (VARIABLE); tests/chaos/runs.py writes it.
 Design choices:
 - The calls are wrapped, not profiled: a wrapper sees the path, so a point has a name, whatever thread makes the call
   and from whatever function of the product. Writes are those of the file below Python's buffer.
-- A name has no step in it: "fsync step/state.json" is the first such call of the process, of any step. The second of a
-  save is "..., again". What a start does before its first save (it removes what a death left) is "at start, ...".
+- A name has no step in it: "fsync step/state.json" is the first such call of the process, of any step; the second one
+  in the same save is "..., number 2". What a start does before its first save (it removes what a death left) is
+  "at start, ...".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import shutil  # noqa: F401  (it looks, once, which functions of os take a dir_f
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,7 +43,7 @@ class Injection:
 
     folder: the run's checkpoints. rank, point: whose call, and "before NAME" or "after NAME". action: "kill" this
     process, "kill all" of the command, or "pause": makes the file `pause` and goes on when that is gone.
-    log: a file for the names of all calls, "rank 0: NAME".
+    log: a file for the names of all calls, "rank 0: NAME", as they return.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Injection:
         self.log = log
         self.first = f"open step/rank_{self.rank:05d}.bin" if self.rank else "mkdir step"
         self.saving = False
-        self.seen: set[str] = set()
+        self.seen = Counter[str]()
 
     @contextmanager
     def around(self, call: str, path: str) -> Iterator[None]:
@@ -66,17 +68,18 @@ class Injection:
         below = re.sub(r"step_\d+", "step", os.path.relpath(path, self.folder))
         name = f"{call} {TEMPORARY.sub('temporary', below)}"
         if name == self.first:
-            self.saving, self.seen = True, set()
+            self.saving = True
+            self.seen.clear()
         if not self.saving:
             name = f"at start, {name}"
-        if name in self.seen:
-            name = f"{name}, again"
-        self.seen.add(name)
-        if self.log:
-            with io.FileIO(self.log, "a") as file:
-                file.write(f"rank {self.rank}: {name}\n".encode())
+        self.seen[name] += 1
+        if self.seen[name] > 1:
+            name = f"{name}, number {self.seen[name]}"
         self.act(f"before {name}")
         yield
+        if self.log:  # Not of calls that fail.
+            with io.FileIO(self.log, "a") as file:
+                file.write(f"rank {self.rank}: {name}\n".encode())
         self.act(f"after {name}")
 
     def act(self, point: str) -> None:
@@ -99,19 +102,20 @@ def others() -> list[int]:
     """The other processes of this command."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
     found = []
-    for name in os.listdir("/proc"):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # It has ended.
-            if name.isdigit() and int(name) != os.getpid() and mark in Path(f"/proc/{name}/environ").read_bytes():
-                found.append(int(name))
+            if int(process.name) != os.getpid() and mark in (process / "environ").read_bytes():
+                found.append(int(process.name))
     return found
 
 
 def absolute(path: Any, *_: object, dir_fd: int | None = None, **__: object) -> str:
     """The path that a function of os was called with: a path or a descriptor, perhaps below another descriptor."""
+    descriptors = Path("/proc/self/fd")
     if isinstance(path, int):
-        return os.readlink(f"/proc/self/fd/{path}")
-    base = os.getcwd() if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
-    return os.path.join(base, os.fsdecode(path))
+        return str((descriptors / str(path)).readlink())
+    base = Path.cwd() if dir_fd is None else (descriptors / str(dir_fd)).readlink()
+    return str(base / os.fsdecode(path))
 
 
 def target(_source: Any, path: Any, *_: object, dst_dir_fd: int | None = None, **__: object) -> str:
@@ -156,7 +160,7 @@ def install(injection: Injection) -> None:
 
     for name, path_of in CALLS.items():
         setattr(os, name, wrapped(name, path_of))
-    io.open = builtins.open = opened  # type: ignore[assignment]
+    io.open = builtins.open = opened
 
 
 if VARIABLE in os.environ and "megatrain.train" in sys.orig_argv:
