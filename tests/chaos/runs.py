@@ -56,9 +56,9 @@ def injected(run_dir: Path, **options: Any) -> dict[str, str]:
 
 
 def start(data: Path, run_dir: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> Command:
-    """The command with OVERRIDES, on two processes."""
+    """The command with OVERRIDES, on two processes. What it says goes beside the data: run_dir may be on a full disk."""
     arguments = keys(data, run_dir, "launch.processes=2", *OVERRIDES, *overrides)
-    return Command(["-m", "megatrain", "train", *arguments], run_dir.parent, environment or {})
+    return Command(["-m", "megatrain", "train", *arguments], data.parent, environment or {})
 
 
 @dataclass(frozen=True)
