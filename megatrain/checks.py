@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from megatrain import layout, objectives
-from megatrain.checkpoint.folders import newest, read_state
+from megatrain.checkpoint import remote
+from megatrain.checkpoint.folders import every, read_state
+from megatrain.checkpoint.format import BrokenCheckpoint, TrainerState
+from megatrain.checkpoint.store import StorageError
 from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT
@@ -43,6 +47,12 @@ def check(config: TrainConfig) -> list[Source]:
     return sources
 
 
+def check_writable(config: TrainConfig) -> None:
+    """The remote store takes what is written: asked once, by the launcher. Raises InputError."""
+    if config.saving.remote is not None:
+        remote.check_writable(remote.root(config.saving.remote))
+
+
 def _check_numbers(config: TrainConfig) -> None:
     positive = {
         "sequence_length": config.sequence_length,
@@ -63,6 +73,11 @@ def _check_numbers(config: TrainConfig) -> None:
         "optim.decay_steps": config.optim.decay_steps or 0,
         "optim.final_ratio": config.optim.final_ratio,
         "saving.every": config.saving.every,
+        "saving.keep_last": config.saving.keep_last,
+        "saving.keep_every": config.saving.keep_every,
+        "saving.keep_best": config.saving.keep_best,
+        "saving.retries": config.saving.retries,
+        "saving.retry_seconds": config.saving.retry_seconds,
         "evaluation.every": config.evaluation.every,
         "logger.console.every": config.logger.console.every,
         "launch.max_idle_share": config.launch.max_idle_share,
@@ -73,6 +88,8 @@ def _check_numbers(config: TrainConfig) -> None:
     for key, value in not_negative.items():
         if not value >= 0:
             raise bad_value(key, value, "legal: 0 or more")
+    if config.saving.keep_best and not config.evaluation.every:
+        raise bad_value("saving.keep_best", config.saving.keep_best, "nothing is evaluated; legal: evaluation.every=N")
     for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if not 0 <= value < 1:
             raise bad_value(key, value, "legal: from 0 to below 1")
@@ -136,14 +153,18 @@ def _check_run_dir(config: TrainConfig, sources: list[Source]) -> None:
     parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise bad_value("run_dir", run_dir, f"{parent} can't be written")
-    folder, _ = newest(run_dir)
-    if folder is not None:
-        _check_continues(config, sources, folder)
+    try:
+        checkpoints = every(run_dir, config.saving.remote)
+    except StorageError as error:
+        raise bad_value("saving.remote", config.saving.remote, str(error)) from error
+    for one in checkpoints:
+        with suppress(BrokenCheckpoint):  # Who loads says so, and takes the next.
+            _check_continues(config, sources, read_state(one.path))
+            break
 
 
-def _check_continues(config: TrainConfig, sources: list[Source], folder: Path) -> None:
+def _check_continues(config: TrainConfig, sources: list[Source], saved: TrainerState) -> None:
     """The checkpoint is of this model, data and run. Raises InputError naming the keys that differ."""
-    saved = read_state(folder)
     model = plain(config)["model"]
     for key, value in saved["config"]["model"].items():
         if key != "name" and model.get(key) != value:

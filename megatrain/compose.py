@@ -30,6 +30,8 @@ SCHEMAS = {
     "eval": "megatrain.config:EvalConfig",
     "generate": "megatrain.config:GenerateConfig",
     "export": "megatrain.config:ExportConfig",
+    "import": "megatrain.config:ImportConfig",
+    "average": "megatrain.config:AverageConfig",
     "report": "megatrain.config:ReportConfig",
     "inspect": "megatrain.config:InspectConfig",
 }

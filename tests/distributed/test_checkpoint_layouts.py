@@ -143,9 +143,9 @@ def assert_same_state(a: Path, b: Path) -> None:
     one, other = CheckpointReader(a), CheckpointReader(b)
     assert one.optimizer_step == other.optimizer_step == SAVED_STEP
     assert one.shapes == other.shapes == {p.name: p.shape for p in spec.parameters(MODEL)}
-    assert set(one.rows) == set(other.rows) == {(state, name) for state in STATES for name in one.shapes}
-    for state, name in one.rows:
-        size = one.rows[state, name][-1].stop
+    assert set(one.index) == set(other.index) == {(state, name) for state in STATES for name in one.shapes}
+    for state, name in one.index:
+        size = one.index[state, name].size
         assert torch.equal(one.read(state, name, 0, size), other.read(state, name, 0, size)), (state, name)
 
 
