@@ -22,7 +22,7 @@ from rich.text import Text
 from megatrain.checkpoint.folders import checkpoints_folder, scan
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import InspectConfig
+from megatrain.command_config import InspectConfig
 from megatrain.data.format import (
     HELD_OUT,
     MANIFEST,

@@ -41,7 +41,9 @@ from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, resume_state, start_state
 from megatrain.engines import select
 from megatrain.engines.engine import Engine
+from megatrain.engines.ranges import ShardReader, WeightsOnly
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
+from megatrain.evaluate.loading import open_checkpoint
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
@@ -155,7 +157,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     for reason in passed_over if rank == 0 else ():
         log.warning("passed over: %s", reason)
     if reader is None:
-        engine.load_shards(InitialWeights(config.model, config.seed))
+        engine.load_shards(first_weights(config))
     saved = None if reader is None else reader.state
     loader = make_loader(config, sources, saved, mesh)
     step = saved["step"] if saved else 0
@@ -192,6 +194,13 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         notes=[*cleaned, *passed_over],
     )
     return trainer
+
+
+def first_weights(config: TrainConfig) -> ShardReader:
+    """What a run begins with that has no checkpoint yet."""
+    if config.checkpoint is None:
+        return InitialWeights(config.model, config.seed)
+    return WeightsOnly(open_checkpoint(config.checkpoint).reader)
 
 
 def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:

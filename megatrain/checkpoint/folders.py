@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,30 +104,39 @@ def read_state(folder: Folder) -> TrainerState:
 
 
 def resolve(path: str | Path, key: str = "checkpoint") -> Folder:
-    """The step's folder that `checkpoint=path` means: a run directory's newest whole one, or the folder itself.
+    """The step's folder that `checkpoint=path` means: the first of `meant`."""
+    return next(meant(path, key))
 
-    path: a folder or its URL. Raises InputError, naming `key`, where there is none, StorageError where its store can't
-    be read.
+
+def meant(path: str | Path, key: str = "checkpoint") -> Iterator[Folder]:
+    """The folders that `checkpoint=path` may mean: a run directory's whole ones, newest first, or the folder of a step.
+
+    path: a folder or its URL. There is at least one. Raises InputError, naming `key`, where there is none, StorageError
+    where its store can't be read.
     """
     if remotes.URL.match(str(path)):
-        return _resolve(remotes.root(str(path), key), path, key)
-    return _resolve(Path(path), path, key)
+        return _meant(remotes.root(str(path), key), path, key)
+    return _meant(Path(path), path, key)
 
 
-def _resolve(folder: F, path: str | Path, key: str) -> Folder:
+def _meant(folder: F, path: str | Path, key: str) -> Iterator[Folder]:
     held = listing(folder)
     if not held and not (isinstance(folder, Path) and folder.is_dir()):
         raise bad_value(key, path, f"no such folder; {LEGAL}")
     if CHECKPOINTS in held:
-        found, passed_over = _newest(scan(folder))
-        for reason in passed_over:
-            log.warning("passed over: %s", reason)
-        if found is None:
+        none = True
+        for found in scan(folder):
+            if found.problem is None:
+                none = False
+                yield found.path
+            else:
+                log.warning("passed over: %s", found.problem)
+        if none:
             raise bad_value(key, path, f"the run directory holds no whole checkpoint; {LEGAL}")
-        return found
+        return
     if COMMIT not in held:
         raise bad_value(key, path, f"holds no checkpoint; {LEGAL}")
     problem = problem_of(folder)
     if problem is not None:
         raise bad_value(key, path, f"{problem}; {LEGAL}")
-    return folder
+    yield folder

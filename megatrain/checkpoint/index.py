@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from megatrain.checkpoint.format import DTYPES, VERSION, BrokenCheckpoint, encode
+from megatrain.checkpoint.format import DTYPES, INDEX, VERSION, BrokenCheckpoint, encode
 
 Numbers: TypeAlias = NDArray[np.int64]
 COLUMNS = ("rank", "stop", "offset")
@@ -149,17 +149,20 @@ def encode_index(index: Index, hashes: Sequence[str]) -> bytes:
 
 
 def parse_index(raw: bytes, world_size: int) -> tuple[Index, list[str]]:
-    """What encode_index() was given. Raises BrokenCheckpoint where a number in it can't be."""
-    value = json.loads(raw, object_hook=_columns_to_arrays)
-    hashes: list[str] = value["hashes"]
-    index = {
-        (state, parameter["name"]): Ranges(tuple(parameter["shape"]), **columns)
-        for parameter in value["parameters"]
-        for state, columns in parameter["states"].items()
-    }
+    """What encode_index() was given. Raises BrokenCheckpoint where what it says can't be."""
+    try:
+        value = json.loads(raw, object_hook=_columns_to_arrays)
+        hashes: list[str] = value["hashes"]
+        index = {
+            (state, parameter["name"]): Ranges(tuple(parameter["shape"]), **columns)
+            for parameter in value["parameters"]
+            for state, columns in parameter["states"].items()
+        }
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise BrokenCheckpoint(f"{INDEX}: not of this format ({error})") from error
     for key, ranges in index.items():
         if not _possible(ranges, world_size):
-            raise BrokenCheckpoint(f"{' of '.join(key)}: what the index says of it can't be")
+            raise BrokenCheckpoint(f"{INDEX}: what it says of {' of '.join(key)} can't be")
     return index, hashes
 
 

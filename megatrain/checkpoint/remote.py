@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from megatrain.checkpoint.format import COMMIT, INDEX, STATE, data_name, hashes_name, read_commit
-from megatrain.checkpoint.store import Folder, StorageError, listing, one_line
+from megatrain.checkpoint.store import Folder, StorageError, listing, one_line, said
 from megatrain.errors import InputError, bad_value
 from megatrain.resilience.files import sync_folder
 
@@ -51,10 +51,9 @@ def root(url: str, key: str = "saving.remote") -> UPath:
 
     try:
         path: UPath = UPath(url, use_listings_cache=False, **OPTIONS.get(parts.scheme, {}))
-        with one_line(path):
-            path.fs.invalidate_cache()  # The first thing asked of it loads its package.
-    except (ImportError, ValueError, StorageError) as error:
-        raise bad_value(key, url, f"{error}; {LEGAL}") from error
+        path.fs.invalidate_cache()  # The first thing asked of it loads its package.
+    except Exception as error:  # Every library has exceptions of its own.
+        raise bad_value(key, url, f"{said(error)}; {LEGAL}") from error
     return path
 
 

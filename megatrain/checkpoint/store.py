@@ -42,19 +42,21 @@ class StorageError(GaveUp, OSError):
     """A remote store can't be reached, or refuses."""
 
 
+def said(error: Exception) -> str:
+    """What a store's library says, on one line and without secrets."""
+    return SECRETS.sub("", " ".join(str(error).split())) or type(error).__name__
+
+
 @contextmanager
 def one_line(path: Folder) -> Iterator[None]:
     """Turns what a store's library raises about `path` into StorageError. FileNotFoundError stays one."""
     try:
         yield
-    except StorageError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: missing ({said(error)})") from error
     except Exception as error:
         # Every library has exceptions of its own, and only calls into one stand in this block.
-        said = SECRETS.sub("", " ".join(str(error).split())) or type(error).__name__
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"{path}: missing ({said})") from error
-        raise StorageError(f"{path}: {said}") from error
+        raise StorageError(f"{path}: {said(error)}") from error
 
 
 def listing(folder: Folder) -> dict[str, int | None]:
