@@ -84,19 +84,8 @@ def every(run_dir: Path, remote: str | None) -> list[Found[Path] | Found[UPath]]
     return sorted([*scan(run_dir), *copies], key=lambda one: -one.step)
 
 
-def candidates(run_dir: Path, remote: str | None = None) -> tuple[list[Found[Path] | Found[UPath]], list[str]]:
-    """The whole checkpoints of a run directory and of its copy at `remote`, and why others were passed over.
-
-    Newest first; of one step the local one first. Looks into each folder: two requests for a remote one.
-    Raises InputError where `remote` is no URL, OSError where it can't be read.
-    """
-    found = every(run_dir, remote)
-    whole = [one for one in found if one.problem is None]
-    return whole, [one.problem for one in found if one.problem is not None]
-
-
 def newest(run_dir: Path, remote: str | None = None) -> tuple[Folder | None, list[str]]:
-    """The first of the candidates (None: there is none), and why newer ones were passed over."""
+    """The newest whole one of `every` (None: there is none), and why newer ones were passed over."""
     return _newest(every(run_dir, remote))
 
 

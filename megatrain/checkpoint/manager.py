@@ -25,7 +25,7 @@ from torch import Tensor
 
 from megatrain.checkpoint import remote as remotes
 from megatrain.checkpoint import retention
-from megatrain.checkpoint.folders import F, candidates, checkpoints_folder, scan, step_folder
+from megatrain.checkpoint.folders import F, Found, checkpoints_folder, every, scan, step_folder
 from megatrain.checkpoint.format import COMMIT, BrokenCheckpoint, TrainerState
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.checkpoint.store import Folder, listing
@@ -108,19 +108,24 @@ class CheckpointManager:
         """Gives `load` the newest whole checkpoint; every byte that it reads is verified. Collective.
 
         Returns its reader (None: the run has no checkpoint yet), and why newer ones were passed over. An altered one
-        gets another name, so that nothing takes it for whole again. Raises GaveUp where no committed one is whole.
+        gets another name, so that nothing takes it for whole again. Raises GaveUp where no committed one is whole; they
+        keep their names then, and the next start raises it again.
         """
-        found, passed_over = candidates(self.run_dir, self.url) if self.rank == 0 else ([], [])
-        left = [str(one.path) for one in found]
+        found = iter(every(self.run_dir, self.url) if self.rank == 0 else ())
+        passed_over: list[str] = []
+        altered: list[Path] = []
         # Rank 0 says which: on a shared file system another may see other folders.
-        while chosen := self.agree(left.pop(0) if left else None):
+        while chosen := self.agree(_next_whole(found, passed_over)):
             folder = remotes.root(chosen) if remotes.URL.match(chosen) else Path(chosen)
             reader, failure = self._read(folder, load)
             if failure is None:
+                # Not before: where none is whole, the next start would take the run for a new one.
+                for each in altered:
+                    self._on_rank_0(f"{each}: not renamed", partial(_set_aside, each))
                 return reader, passed_over
             passed_over.append(failure)
             if isinstance(folder, Path):
-                self._on_rank_0(f"{folder}: not renamed", partial(_set_aside, folder))
+                altered.append(folder)
         if reason := self.agree(passed_over[0] if passed_over else None):
             raise GaveUp(f"{self.run_dir}: none of its checkpoints is whole: {reason}")
         return None, []
@@ -196,6 +201,15 @@ class _Patient:
             return torch.zeros(stop - start)
         except OSError as error:
             raise GaveUp(f"{self.reader.folder}: can't be read: {error}") from error
+
+
+def _next_whole(found: Iterator[Found[Path] | Found[UPath]], passed_over: list[str]) -> str | None:
+    """The next one that is whole as far as `problem` tells, None: there is no other; why those before it aren't."""
+    for one in found:
+        if one.problem is None:
+            return str(one.path)
+        passed_over.append(one.problem)
+    return None
 
 
 def _aside(folder: Path) -> Path:

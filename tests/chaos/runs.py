@@ -56,7 +56,7 @@ def injected(run_dir: Path, **options: Any) -> dict[str, str]:
 
 
 def start(data: Path, run_dir: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> Command:
-    """The command with OVERRIDES, on two processes. What it says goes beside the data: run_dir may be on a full disk."""
+    """The command with OVERRIDES, on two processes. What it says is kept beside the data: run_dir's disk may be full."""
     arguments = keys(data, run_dir, "launch.processes=2", *OVERRIDES, *overrides)
     return Command(["-m", "megatrain", "train", *arguments], data.parent, environment or {})
 

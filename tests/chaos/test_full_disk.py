@@ -10,7 +10,7 @@ import pytest
 
 from megatrain.checkpoint.folders import scan
 from megatrain.observe.records import Record, read
-from tests.chaos.runs import STEPS, Reference, injected, start
+from tests.chaos.runs import STEPS, Reference, start
 
 MEGABYTE = 1 << 20
 
