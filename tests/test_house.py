@@ -54,6 +54,7 @@ ONLY = {
 WITHOUT_TORCH = (
     "__main__ launcher checks layout compose config errors model.spec model.partition objectives observe.records",
     "observe.report schedule parallel.schedules",
+    "checkpoint.huggingface.config checkpoint.huggingface.keys",
     "checkpoint.format checkpoint.folders data.format data.mixture data.order data.prefetch data.reader data.samples",
     "data.sequences data.slots data.state data_prep.* resilience.*",
 )

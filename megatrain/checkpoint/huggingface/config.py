@@ -150,7 +150,7 @@ def read_config(folder: Path) -> Description:
 def _model(keys: Keys, kind: str, name: str, sequence_length: int) -> ModelConfig:
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     layers = keys.integer("num_hidden_layers")
-    own_head_dim = keys.integer("head_dim", 0)
+    own_head_dim = keys.integer_or_none("head_dim")
     theta, scaling = _rope(keys, sequence_length)
     return ModelConfig(
         name=name,
@@ -159,7 +159,7 @@ def _model(keys: Keys, kind: str, name: str, sequence_length: int) -> ModelConfi
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=keys.integer("num_key_value_heads", heads),
-        head_dim=own_head_dim if own_head_dim * heads not in (0, hidden) else None,
+        head_dim=None if own_head_dim is None or own_head_dim * heads == hidden else own_head_dim,
         intermediate_size=keys.integer("intermediate_size"),
         norm_eps=keys.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
@@ -204,7 +204,7 @@ def _window(keys: Keys, kind: str, layers: int) -> int | None:
     """The window of every layer. Raises InputError where only some layers have one."""
     if kind == "llama":
         return None
-    window = keys.integer("sliding_window", 0) or None
+    window = keys.integer_or_none("sliding_window")
     if kind == "mistral":
         return window
     used = keys.switch("use_sliding_window")

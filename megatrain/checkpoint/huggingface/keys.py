@@ -73,13 +73,20 @@ class Keys:
         """That the key can't have the value."""
         return bad_value(f"{self.path}: {self.prefix}{key}", json.dumps(given), legal)
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number; `default` where there is none. Raises InputError."""
+    def integer_or_none(self, key: str) -> int | None:
+        """A whole number, if there is one. Raises InputError."""
         value = self.pop(key)
-        value = default if value is None else value
-        if type(value) is int:
+        if value is None or type(value) is int:
             return value
         raise self.error(key, value, "a whole number is needed")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number; `default` where there is none. Raises InputError."""
+        value = self.integer_or_none(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.error(key, None, "a whole number is needed")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number; `default` where there is none. Raises InputError."""
@@ -108,10 +115,14 @@ class Keys:
                 raise self.error(key, value, f"not expressible; legal: {json.dumps(NEUTRAL[key])}")
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError where there is none."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), parse_constant=_no_number)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except ValueError as error:

@@ -123,6 +123,7 @@ LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_fa
         ("Qwen2", {"layer_types": ["sliding_attention"] * 2}, "layer_types="),
         ("Llama", {"hidden_size": "64"}, 'hidden_size="64": a whole number is needed'),
         ("Llama", {"num_hidden_layers": None}, "num_hidden_layers=null: a whole number is needed"),
+        ("Mistral", {"sliding_window": 0}, "model.sliding_window=0: has to be above 0"),
         ("Llama", {"tie_word_embeddings": "yes"}, 'tie_word_embeddings="yes": legal: false, true'),
         ("Llama", {"num_key_value_heads": 3}, "model.num_kv_heads=3: has to divide model.num_heads=4"),
     ],
@@ -157,7 +158,9 @@ def test_llama3_scaling_of_older_files(tmp_path: Path) -> None:
     assert read(tmp_path, config_of(LLAMA) | {"rope_scaling": LLAMA3}) == model
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "not a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ('{"a": NaN}', "not JSON"), ("[]", "not a JSON object")]
+)
 def test_what_is_no_json_object_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=f"config.json: {message}"):
