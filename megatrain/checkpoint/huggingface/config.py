@@ -129,7 +129,7 @@ def read_config(folder: Path) -> Description:
     """What the folder's config.json describes. Raises InputError naming the key that our model can't express."""
     path = folder / CONFIG
     loaded = read_json(path)
-    kind = loaded.get("model_type")
+    kind = str(loaded.get("model_type"))
     if kind not in ARCHITECTURES:
         raise bad_value(f"{path}: model_type", kind, f"legal: {', '.join(ARCHITECTURES)}")
     architecture = f"{ARCHITECTURES[kind]}ForCausalLM"
@@ -137,6 +137,8 @@ def read_config(folder: Path) -> Description:
         raise bad_value(f"{path}: architectures", json.dumps(given), f"legal: {json.dumps([architecture])}")
     keys = Keys(path, {**DEFAULTS[kind], **loaded})
     sequence_length = keys.integer("max_position_embeddings")
+    if sequence_length < 1:
+        raise keys.error("max_position_embeddings", sequence_length, "has to be above 0")
     model = _model(keys, kind, folder.absolute().name, sequence_length)
     eos = keys.pop("eos_token_id")
     keys.check_rest()

@@ -95,6 +95,8 @@ LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_fa
     ("kind", "changes", "message"),
     [
         ("Llama", {"model_type": "gemma"}, "model_type=gemma: legal: llama, mistral, qwen2, qwen3"),
+        ("Llama", {"model_type": ["llama"]}, "model_type=['llama']: legal: llama, mistral, qwen2, qwen3"),
+        ("Llama", {"max_position_embeddings": 0}, "max_position_embeddings=0: has to be above 0"),
         ("Llama", {"architectures": ["LlamaModel"]}, 'architectures=["LlamaModel"]: legal: ["LlamaForCausalLM"]'),
         ("Llama", {"hidden_act": "gelu"}, 'hidden_act="gelu": not expressible; legal: "silu"'),
         ("Llama", {"attention_multiplier": 0.5}, "attention_multiplier=0.5: this program doesn't know the key"),
