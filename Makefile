@@ -21,8 +21,9 @@ test-fast: $(VENV)/installed
 test-distributed: $(VENV)/installed  ## real processes over gloo
 	$(PYTEST) -m "distributed and not gpu and not long"
 
-test-parity: $(VENV)/installed  ## every engine in every layout against one process; an hour on two cores
-	$(PYTEST) -m "distributed and not gpu" $(addprefix tests/distributed/test_,parity.py costs.py pipeline.py initial_weights.py)
+test-parity: $(VENV)/installed  ## every layout against one process; an hour on two cores
+	$(PYTEST) -m "distributed and not gpu" $(addprefix tests/distributed/test_, \
+		parity.py costs.py pipeline.py initial_weights.py checkpoint_layouts.py)
 
 test-gpu: $(VENV)/installed  ## what needs one GPU
 	$(PYTEST) -m gpu

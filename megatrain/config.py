@@ -31,6 +31,13 @@ class Norm(Enum):
     layer = "layer"
 
 
+class WhenBusy(Enum):
+    """A save that is due while another is written."""
+
+    wait = "wait"
+    skip = "skip"
+
+
 class Schedule(Enum):
     """How the learning rate goes after warm-up: a half cosine, or stable and then a linear decay, or constant."""
 
@@ -275,10 +282,28 @@ class ParallelConfig:
 
 @dataclass
 class SavingConfig:
-    """When checkpoints are written; one is always written at the end and when the run is stopped."""
+    """When checkpoints are written and how long they stay; one is always written at the end and when stopped."""
 
     every: int = 500
-    """Steps between checkpoints; 0: only at the end and when stopped."""
+    """Steps between checkpoints, to start again from; 0: only at the end and when stopped."""
+    keep_last: int = 10
+    """The newest ones that stay, however they came about; 0: all."""
+    keep_every: int = 0
+    """Steps between checkpoints that stay for ever; written at these steps, whatever `every` says. 0: none."""
+    keep_best: int = 0
+    """The ones with the lowest held-out loss that stay, of those steps that were evaluated; needs evaluation.every."""
+    asynchronous: bool = True
+    """Training stops for a copy to host memory only, which takes as many bytes there as the rank writes; false: it
+    stops until the checkpoint is committed."""
+    when_busy: WhenBusy = WhenBusy.wait
+    """What becomes of a save that is due while another is still being written: it waits, or is skipped."""
+    retries: int = 2
+    """How often a save that failed is tried again, before the run goes on without it."""
+    retry_seconds: float = 10.0
+    """How long after the failure."""
+    remote: str | None = None
+    """URL of a folder in an object store (s3://BUCKET/RUN, gs://..., what fsspec can write to) that each checkpoint is
+    copied to when it is committed. A start continues from what is newest, there or in run_dir."""
 
 
 @dataclass
@@ -364,6 +389,9 @@ class TrainConfig:
 
     run_dir: str = MISSING
     """Everything of the run lies here; a run directory that holds a checkpoint is continued."""
+    checkpoint: str | None = None
+    """What a new run takes its weights from, and nothing else: a run directory, a step's folder, their URL, or a
+    Hugging Face folder; null: initial weights. A run that is continued has its own."""
     seed: int = 0
     """Initial weights and the order of samples."""
     deterministic: bool = False
@@ -391,106 +419,3 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
-
-
-@dataclass
-class EvalDataConfig:
-    """What `megatrain eval` reads."""
-
-    path: str | None = None
-    """A folder that `megatrain prep` wrote; its held-out split is evaluated."""
-
-
-@dataclass
-class EvalConfig:
-    """`megatrain eval`."""
-
-    checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
-    data: EvalDataConfig = field(default_factory=EvalDataConfig)
-    text: str | None = None
-    """A UTF-8 text file to evaluate instead of data.path."""
-    output: str | None = None
-    """A JSON file for the results."""
-    precision: Precision = Precision.fp32
-    """What the forward pass computes in."""
-    sequence_length: int | None = None
-    """Tokens of a sample; null: as in training."""
-    micro_batch_size: int = 8
-    """Samples computed at once."""
-    max_samples: int | None = None
-    """Samples to take; null: the whole held-out split."""
-
-
-@dataclass
-class GenerateConfig:
-    """`megatrain generate`."""
-
-    checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
-    prompt: str = ""
-    """The text to go on from."""
-    max_new_tokens: int = 100
-    """Tokens to add at most; the end of the document may come sooner."""
-    temperature: float = 0.8
-    """0: always the likeliest token."""
-    top_k: int = 50
-    """Sample among so many likeliest tokens; 0: all."""
-    seed: int = 0
-    """Of the sampling."""
-    precision: Precision = Precision.fp32
-    """What the model computes in."""
-
-
-@dataclass
-class ExportConfig:
-    """`megatrain export`."""
-
-    checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
-    output: str = MISSING
-    """The Hugging Face folder to write."""
-    precision: Precision = Precision.fp32
-    """What the weights are written in."""
-
-
-@dataclass
-class ImportConfig:
-    """`megatrain import`."""
-
-    source: str = MISSING
-    """A Hugging Face folder of a Llama, Mistral, Qwen2 or Qwen3: config.json, safetensors, tokenizer.json."""
-    output: str = MISSING
-    """The run directory to make, with a checkpoint of the weights."""
-
-
-@dataclass
-class AverageConfig:
-    """`megatrain average`."""
-
-    checkpoint: str = MISSING
-    """A run directory."""
-    last: int | None = None
-    """How many of its newest whole checkpoints to average; or give steps."""
-    steps: list[int] = field(default_factory=list)
-    """The steps whose checkpoints to average."""
-    output: str = MISSING
-    """The run directory to make, with a checkpoint of the mean weights."""
-
-
-@dataclass
-class ReportConfig:
-    """`megatrain report`."""
-
-    run_dir: str = MISSING
-    """The run directory to report on."""
-    output: str | None = None
-    """The HTML file; null: RUN_DIR/report.html."""
-
-
-@dataclass
-class InspectConfig:
-    """`megatrain inspect`."""
-
-    path: str = MISSING
-    """A shard set, a run directory or a step's folder."""

@@ -126,9 +126,16 @@ def copy_to_host(tensors: dict[str, Tensor]) -> PendingCopy:
     for name, tensor in tensors.items():
         host = pin_memory(torch.empty(tensor.shape, dtype=tensor.dtype))
         copies[name] = host.copy_(tensor.detach(), non_blocking=True)
+    return PendingCopy(copies, event())
+
+
+def event() -> torch.Event | None:
+    """An event behind the work queued so far, which any thread may wait for; None on the CPU, which queues nothing."""
+    if device() == CPU:
+        return None
     event = torch.Event(device())
     event.record()
-    return PendingCopy(copies, event)
+    return event
 
 
 def peak_memory() -> int:

@@ -22,7 +22,7 @@ from rich.text import Text
 from megatrain.checkpoint.folders import checkpoints_folder, scan
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import InspectConfig
+from megatrain.command_config import InspectConfig
 from megatrain.data.format import (
     HELD_OUT,
     MANIFEST,
@@ -94,9 +94,9 @@ def _checkpoint_rows(folder: Path) -> Iterator[Row]:
     yield "written by ranks", str(reader.commit["world_size"])
     yield "parameters", f"{sum(map(math.prod, reader.shapes.values())):,} in {len(reader.shapes)}"
     kinds: dict[str, int] = {}
-    for (name, _), rows in reader.rows.items():
-        kind = f"{name} {rows[0].dtype}"
-        kinds[kind] = kinds.get(kind, 0) + math.prod(rows[0].shape)
+    for (name, _), ranges in reader.index.items():
+        kind = f"{name} {ranges.dtype}"
+        kinds[kind] = kinds.get(kind, 0) + ranges.size
     for kind, elements in sorted(kinds.items()):
         yield kind, f"{elements:,} elements"
     yield "bytes", decimal(sum(record["bytes"] for record in reader.commit["files"].values()))

@@ -3,7 +3,8 @@
 Started by megatrain.launcher, or by `torchrun ... -m megatrain.train key=value ...`.
 
 Design choices:
-- A fresh start and a continued run differ in one thing: the reader that the engine is loaded from.
+- A fresh start and a continued run differ in one thing: the reader that the engine is loaded from. Which one it is
+  shows when its bytes were read.
 - A rank's own exit code is 0 when it is done and when it was stopped: a launcher would take any other for a failure.
   How the run ended is in outcome.json.
 """
@@ -11,6 +12,7 @@ Design choices:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -28,10 +30,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 
 from megatrain import checks, device, layout, objectives, optimizer
 from megatrain.batch import Batch
-from megatrain.checkpoint.folders import newest
+from megatrain.checkpoint.background import BackgroundSaver
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
-from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.compose import compose, plain
 from megatrain.config import ActivationCheckpointing, TrainConfig
 from megatrain.data.format import HELD_OUT
@@ -40,8 +41,9 @@ from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, resume_state, start_state
 from megatrain.engines import select
 from megatrain.engines.engine import Engine
-from megatrain.engines.ranges import ShardReader
+from megatrain.engines.ranges import ShardReader, WeightsOnly
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
+from megatrain.evaluate.loading import open_checkpoint
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
@@ -60,6 +62,8 @@ from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement, StopSignal
 from megatrain.resilience.watchdog import Watchdog
 from megatrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 START_SECONDS = 1800.0
 """How long the slowest rank may take to load."""
@@ -144,17 +148,18 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     """All parts of a run on this rank, as new or as the newest whole checkpoint of run_dir has them."""
     run_dir, rank = Path(config.run_dir), dist.get_rank()
     mesh = meshes.build(config.parallel, config.model.num_kv_heads)
-    store, progress, slowest = _store(), Progress(), timedelta(seconds=waiting_seconds(config))
-    agree = Agreement(store, dist.get_world_size(), f"checkpoint/{_attempt()}", slowest)
-    checkpoints = CheckpointManager(run_dir, rank, dist.get_world_size(), progress.meeting(agree))
+    progress = Progress()
+    saver = make_saver(config, progress)
     events = EventLog(run_dir / "events.jsonl") if rank == 0 else None
-    cleaned = checkpoints.clean()
-    folder, passed_over = newest(run_dir)
-    reader = None if folder is None else CheckpointReader(folder)
+    cleaned = saver.manager.clean()
+    engine = make_engine(config, mesh, len(sources))
+    reader, passed_over = saver.manager.load(engine.load_shards)
+    for reason in passed_over if rank == 0 else ():
+        log.warning("passed over: %s", reason)
+    if reader is None:
+        engine.load_shards(first_weights(config))
     saved = None if reader is None else reader.state
-
     loader = make_loader(config, sources, saved, mesh)
-    engine = make_engine(config, mesh, len(sources), reader or InitialWeights(config.model, config.seed))
     step = saved["step"] if saved else 0
     wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
     sinks = []
@@ -168,8 +173,8 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         engine=engine,
         loader=loader,
         metrics=MetricStream(sinks),
-        checkpoints=checkpoints,
-        stopping=StopAgreement(stop, store, _attempt(), rank),
+        saver=saver,
+        stopping=StopAgreement(stop, _store(), _attempt(), rank),
         events=events,
         held_out=make_held_out(config, mesh),
         kept_state={
@@ -189,6 +194,23 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         notes=[*cleaned, *passed_over],
     )
     return trainer
+
+
+def first_weights(config: TrainConfig) -> ShardReader:
+    """What a run begins with that has no checkpoint yet."""
+    if config.checkpoint is None:
+        return InitialWeights(config.model, config.seed)
+    return WeightsOnly(open_checkpoint(config.checkpoint).reader)
+
+
+def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:
+    """What saves and loads the checkpoints of this run. progress: the main thread's."""
+    background, slowest = Progress(), timedelta(seconds=waiting_seconds(config))
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    agree = background.meeting(Agreement(_store(), ranks, f"checkpoint/{_attempt()}", slowest))
+    manager = CheckpointManager(Path(config.run_dir), rank, ranks, agree, config.saving.remote)
+    busy = progress.meeting(Agreement(_store(), ranks, f"saving/{_attempt()}", slowest))
+    return BackgroundSaver(manager, config.saving, progress, background, busy)
 
 
 def watch(trainer: Trainer) -> Watchdog:
@@ -212,13 +234,12 @@ def waiting_seconds(config: TrainConfig) -> float:
     return max(START_SECONDS, (FIRST_STEP + 1) * config.resilience.timeout_seconds)
 
 
-def make_engine(config: TrainConfig, mesh: Mesh, sources: int, weights: ShardReader) -> Engine:
-    """The engine of this rank, loaded. sources: how many its statistics tell apart."""
+def make_engine(config: TrainConfig, mesh: Mesh, sources: int) -> Engine:
+    """The engine of this rank, to be loaded. sources: how many its statistics tell apart."""
     torch.manual_seed(config.seed)
     clip = config.optim.gradient_clip
     engine = select.make(config.engine, config.precision, config.micro_batch_size, clip, sources)
     engine.build(chunks(config, mesh), mesh, partial(optimizer.build, config.optim, config.model))
-    engine.load_shards(weights)
     return engine
 
 

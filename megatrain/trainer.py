@@ -10,6 +10,7 @@ Design choices:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,16 +23,20 @@ from torch import Tensor
 
 from megatrain import schedule
 from megatrain.batch import IGNORE, Batch
+from megatrain.checkpoint.background import BackgroundSaver
+from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.format import TrainerState
-from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.config import TrainConfig
 from megatrain.data.loader import Loader, RankBatch
 from megatrain.engines.engine import Engine
+from megatrain.errors import GaveUp
 from megatrain.observe.events import EventLog
 from megatrain.observe.metrics import DIGEST, MetricStream
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Trainer:
 
     step: steps done so far. held_out: makes this rank's micro-batches of an evaluation. events: rank 0's.
     kept_state: what every checkpoint says besides step, samples and data (config, tokenizer, wandb_run_id).
+    saved_step: the last one that has a checkpoint. held_out_loss: of which step, 0-dim on the device.
+    blocked_seconds: how long the last save kept training waiting.
     progress: is told where this is, for the watchdog.
     """
 
@@ -49,7 +56,7 @@ class Trainer:
     engine: Engine
     loader: Loader
     metrics: MetricStream
-    checkpoints: CheckpointManager
+    saver: BackgroundSaver
     stopping: StopAgreement
     events: EventLog | None
     held_out: Callable[[], Iterator[Batch]]
@@ -57,6 +64,8 @@ class Trainer:
     step: int = 0
     saved_step: int | None = None
     progress: Progress = field(default_factory=Progress)
+    held_out_loss: tuple[int, Tensor] = (-1, torch.tensor(0.0))
+    blocked_seconds: float = 0.0
 
     def run(self) -> str | None:
         """Trains. Returns the reason to stop if it was asked to, None when the run is complete; saves either way."""
@@ -71,7 +80,7 @@ class Trainer:
             began = time.perf_counter()
             self.after_step()
             reason = self.stopping.poll(self.step)
-        self.save()
+        self.save_last()
         return reason
 
     def train_step(self, batch: RankBatch, began: float) -> None:
@@ -124,21 +133,65 @@ class Trainer:
         """What is due between steps."""
         if _due(self.config.evaluation.every, self.step):
             self.evaluate()
-        if _due(self.config.saving.every, self.step):
+        saving = self.config.saving
+        if _due(saving.every, self.step) or _due(saving.keep_every, self.step):
             self.save()
+        self.note_save()
 
     def evaluate(self) -> None:
         """The held-out loss, as a record of its own."""
         self.progress.at(self.step, "evaluate")
         stats = self.engine.evaluate(batch.to(self.device) for batch in self.progress.parts(self.held_out()))
+        self.held_out_loss = self.step, stats.loss()
         self.metrics.push({"step": self.step}, {"held_out_loss": stats.loss()})
 
     def save(self) -> None:
-        """Writes a checkpoint of this step, unless there is one. The metrics up to it are durable first."""
+        """Begins a checkpoint of this step. The metrics up to it are durable first."""
+        self.progress.at(self.step, "save")
+        began = time.perf_counter()
+        if not self.saver.ready():
+            self.event("save_skipped", reason="the one before is still being written")
+            return
+        self.note_save()
+        self.metrics.flush()
+        if name := self.engine.differing_weights():
+            raise RuntimeError(f"{name}: at step {self.step} its weights aren't its masters: not saved")
+        self.saver.begin(self.step, self.engine.shards, self._state())
+        self.blocked_seconds = time.perf_counter() - began
+
+    def save_last(self) -> None:
+        """A checkpoint of this step, unless there is one. Raises GaveUp where it can't be written."""
+        self.progress.at(self.step, "save")
+        self.saver.wait()
+        self.note_save()
         if self.saved_step == self.step:
             return
-        self.progress.at(self.step, "save")
-        self.metrics.flush()
+        self.save()
+        self.saver.wait()
+        if failure := self.note_save(last=True):
+            raise GaveUp(failure)
+
+    def note_save(self, last: bool = False) -> str | None:
+        """Writes down what came of a save, if one has ended; why it failed, if it did. last: there is none after it."""
+        save = self.saver.collect()
+        if save is None:
+            return None
+        seconds = {"seconds": round(save.seconds, 3), "blocked_seconds": round(self.blocked_seconds, 3)}
+        if save.failure is None:
+            self.saved_step = save.step
+            path = Path(*step_folder(Path(self.config.run_dir), save.step).parts[-2:])
+            self.event("save", step=save.step, path=str(path), removed=save.removed, **seconds)
+        else:
+            self.event("save_failed", step=save.step, reason=save.failure, attempts=save.attempts, **seconds)
+        if save.not_uploaded is not None:
+            self.event("upload_failed", step=save.step, reason=save.not_uploaded)
+        problem = save.not_uploaded or (None if last else save.failure)
+        if problem is not None and self.events is not None:
+            log.warning("%s; the run goes on", problem)
+        return save.failure
+
+    def _state(self) -> TrainerState:
+        """What this step's checkpoint has besides tensors. Reads the device."""
         data = self.loader.state()
         state = TrainerState(
             step=self.step,
@@ -149,15 +202,15 @@ class Trainer:
             tokenizer=self.kept_state["tokenizer"],
             wandb_run_id=self.kept_state["wandb_run_id"],
         )
-        began = time.perf_counter()
-        folder = self.checkpoints.save(self.step, self.progress.pieces(self.engine.shards()), state)
-        self.saved_step = self.step
-        self.event("save", path=str(Path(*folder.parts[-2:])), seconds=round(time.perf_counter() - began, 3))
+        evaluated_step, loss = self.held_out_loss
+        if evaluated_step == self.step and torch.isfinite(loss):
+            state["held_out_loss"] = float(loss)
+        return state
 
-    def event(self, kind: str, **details: object) -> None:
-        """Writes an event of this step down, on rank 0."""
+    def event(self, kind: str, *, step: int | None = None, **details: object) -> None:
+        """Writes an event of `step` (this one, if not said) down, on rank 0."""
         if self.events is not None:
-            self.events.write(kind, self.step, **details)
+            self.events.write(kind, self.step if step is None else step, **details)
 
 
 def _due(every: int, step: int) -> bool:

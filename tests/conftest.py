@@ -1,4 +1,4 @@
-"""What all tests share: the pool of ranks, quiet libraries, and which tests run where."""
+"""What all tests share: the pool of ranks, an S3 server, quiet libraries, and which tests run where."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import megatrain.engines  # noqa: F401  (says what DeepSpeed runs on, before anything imports it)
 from megatrain import device
 from tests.distributed.pool import Pool
+from tests.s3 import S3Server, serve
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -30,3 +31,12 @@ def pool() -> Iterator[Pool]:
     pool = Pool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server that this process and those that it starts find."""
+    with serve(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from megatrain import device, optimizer
 from megatrain.batch import Batch
+from megatrain.checkpoint.background import BackgroundSaver
+from megatrain.checkpoint.snapshot import Snapshot
 from megatrain.config import (
     ActivationCheckpointing,
     DeepSpeedConfig,
@@ -33,11 +35,13 @@ from megatrain.config import (
     TrainConfig,
 )
 from megatrain.data.loader import RankBatch
+from megatrain.engines.ranges import MASTER, Shard
 from megatrain.model.transformer import Transformer
 from megatrain.observe.metrics import MetricStream
 from megatrain.observe.sinks import JsonlSink
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
+from megatrain.resilience.progress import Progress
 from megatrain.train import chunks
 from megatrain.trainer import Trainer
 from tests import fake_gpu, samples
@@ -175,7 +179,7 @@ def make_trainer(
         engine=engine,
         loader=absent,
         metrics=MetricStream([JsonlSink(folder / "metrics.jsonl", 0)], LAG),
-        checkpoints=absent,
+        saver=BackgroundSaver(absent, config.saving, Progress(), Progress()),
         stopping=absent,
         events=None,
         held_out=lambda: iter(held_out),
@@ -255,6 +259,15 @@ def reuse(x: Tensor, wait: bool = False) -> None:
     buffer.fill_(2.0)
 
 
+def save(x: Tensor, early: bool = False) -> None:
+    """Takes the copy that a save writes, then trains on; a thread would read it."""
+    snapshot = Snapshot()
+    snapshot.take([Shard("w", (3,), ((0, 3),), {MASTER: x})])
+    x.fill_(2.0)
+    (shard,) = snapshot._shards if early else snapshot.shards()
+    shard.tensors[MASTER][0].item()
+
+
 def count() -> dict[str, Any]:
     """The waits of each of WAITING, and what mixed devices and reading too early raise."""
     fake_gpu.start(1)
@@ -266,6 +279,8 @@ def count() -> dict[str, Any]:
         "early": error_of(lambda x: x.to("cpu", non_blocking=True)[0].item()),
         "reused": error_of(reuse),
         "reused later": error_of(partial(reuse, wait=True)),
+        "save": [*waits_of(save), error_of(save)],
+        "save read early": error_of(partial(save, early=True)),
     }
 
 
@@ -306,3 +321,8 @@ def test_mixed_devices_and_early_reads_raise(counted: Any) -> None:
 def test_pinned_memory_is_not_reused_while_it_is_copied(counted: Any) -> None:
     assert "before its copy to the device is over" in counted["reused"]
     assert counted["reused later"] == "nothing"
+
+
+def test_a_save_copies_without_a_wait_and_is_read_when_the_copy_has_landed(counted: Any) -> None:
+    assert counted["save"] == ["nothing"]
+    assert "before it has landed" in counted["save read early"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from megatrain.config import TrainConfig
+from megatrain.checkpoint.background import BackgroundSaver
+from megatrain.config import SavingConfig, TrainConfig
+from megatrain.engines.ranges import MASTER, Shard
 from megatrain.observe.metrics import MetricStream
-from megatrain.resilience.progress import Place
+from megatrain.resilience.progress import Place, Progress
 from megatrain.trainer import Trainer
 from tests import samples
 
@@ -19,7 +20,7 @@ STEP = 6
 
 
 class Parts:
-    """An engine and checkpoints that take what they are given and note where the trainer was then."""
+    """An engine and a checkpoint manager that take what they are given and note where the trainer was then."""
 
     def __init__(self) -> None:
         self.places: list[Place] = []
@@ -29,15 +30,25 @@ class Parts:
         self.take(micro_batches)
         return SimpleNamespace(loss=lambda: torch.tensor(1.0))
 
-    def shards(self) -> list[str]:
-        return ["embedding", "head"]
+    def shards(self) -> Iterator[Shard]:
+        for name in ("embedding", "head"):
+            self.places.append(self.trainer.progress.place)
+            yield Shard(name, (2,), ((0, 2),), {MASTER: torch.zeros(2)})
+
+    def differing_weights(self) -> None:
+        return None
 
     def optimizer_step(self) -> int:
         return STEP
 
-    def save(self, _step: int, shards: Iterable[object], _state: object) -> Path:
-        self.take(shards)
-        return Path("checkpoints/step")
+    def save(self, _step: int, shards: Iterable[Shard], _state: object) -> None:
+        assert len(list(shards)) == 2
+
+    def upload(self, _step: int) -> None:
+        """There is nowhere to."""
+
+    def remove_obsolete(self, _config: object) -> list[int]:
+        return []
 
     def take(self, items: Iterable[object]) -> None:
         self.places += [self.trainer.progress.place for _ in items]
@@ -45,6 +56,7 @@ class Parts:
 
 def make_trainer(parts: Any) -> Trainer:
     absent: Any = None
+    progress = Progress()
     parts.trainer = Trainer(
         config=TrainConfig(run_dir="run", max_steps=STEP),
         device=torch.device("cpu"),
@@ -52,12 +64,13 @@ def make_trainer(parts: Any) -> Trainer:
         engine=parts,
         loader=SimpleNamespace(state=lambda: {"n": 0}),  # type: ignore[arg-type]
         metrics=MetricStream([]),
-        checkpoints=parts,
+        saver=BackgroundSaver(parts, SavingConfig(), progress, Progress()),
         stopping=absent,
         events=None,
         held_out=lambda: iter([samples.batch(samples=1, sequence_length=4, seed=seed) for seed in range(3)]),
         kept_state={"config": {}, "tokenizer": {}, "wandb_run_id": ""},
         step=STEP,
+        progress=progress,
     )
     trainer: Trainer = parts.trainer
     return trainer
@@ -74,3 +87,11 @@ def test_each_shard_of_a_save_is_progress_at_the_same_place() -> None:
     make_trainer(parts).save()
     assert parts.places == [Place(STEP, "save")] * 2
     assert parts.places[0] is not parts.places[1]
+
+
+def test_a_save_still_running_at_the_end_is_the_last_one() -> None:
+    trainer = make_trainer(Parts())
+    trainer.save()
+    trainer.save_last()
+    assert trainer.saved_step == STEP
+    assert trainer.saver.collect() is None

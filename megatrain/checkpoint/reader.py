@@ -2,118 +2,135 @@
 
 Design choices:
 - What is read is read in whole chunks, and no chunk is used before its hash was checked; none is hashed twice.
-- A data file is opened for each contiguous read: a thousand ranks' files don't use up the process's descriptors.
+- The pieces of a range are asked for together, whichever ranks' files they are in: from an object store they come at
+  the same time.
 """
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_right
-from operator import attrgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
 from torch import Tensor
 
 from megatrain.checkpoint.format import (
     CALL_BYTES,
     CHUNK_BYTES,
     DIGEST_BYTES,
+    INDEX,
     BrokenCheckpoint,
-    Row,
-    check_coverage,
+    check_hash,
     committed_state,
     data_name,
     hashes_name,
-    index_name,
-    parse_rows,
     read_commit,
     read_hashed,
 )
+from megatrain.checkpoint.index import parse_index
+from megatrain.checkpoint.store import REMOTE_CALL_BYTES, Folder, read_ranges
 from megatrain.errors import GaveUp
 
 
 class DataFile:
     """The bytes of one rank, each chunk verified at first touch."""
 
-    def __init__(self, path: Path, size: int, hashes_path: Path, hashes_digest: str) -> None:
-        """size: bytes of the file at `path`. hashes_digest: xxh3-128 of the file of chunk hashes, in hexadecimal."""
-        self.path = path
+    def __init__(self, folder: Folder, rank: int, size: int, hashes_digest: str) -> None:
+        """size: bytes of its data file. hashes_digest: xxh3-128 of its file of chunk hashes, in hexadecimal."""
+        self.folder = folder
+        self.rank = rank
         self.size = size
-        self._hashes_path = hashes_path
+        self.hashes: bytes | None = None
         self._hashes_digest = hashes_digest
-        self._hashes: bytes | None = None
         self._verified = bytearray(-(-size // CHUNK_BYTES))
         self.bytes_read = 0
 
-    def read_into(self, offset: int, out: NDArray[np.uint8]) -> None:
-        """Fills `out` with the bytes from `offset` on; reads the chunks that hold them and no others."""
-        end = offset + len(out)
-        if end > self.size:
-            raise BrokenCheckpoint(f"{self.path}: its index points past its end")
-        last = min(-(-end // CHUNK_BYTES) * CHUNK_BYTES, self.size)
-        buffer = np.empty(CALL_BYTES, np.uint8)
-        with self.path.open("rb", buffering=0) as file:
-            for start in range(offset // CHUNK_BYTES * CHUNK_BYTES, end, CALL_BYTES):
-                block = buffer[: min(CALL_BYTES, last - start)]
-                self._read_block(file, start, block)
-                low, high = max(offset, start), min(end, start + CALL_BYTES)
-                out[low - offset : high - offset] = block[low - start : high - start]
+    @property
+    def path(self) -> Folder:
+        """The file."""
+        return self.folder / data_name(self.rank)
 
-    def verify(self) -> None:
-        """Reads and verifies the whole file."""
-        buffer = np.empty(CALL_BYTES, np.uint8)
-        with self.path.open("rb", buffering=0) as file:
-            for start in range(0, self.size, CALL_BYTES):
-                self._read_block(file, start, buffer[: min(CALL_BYTES, self.size - start)])
+    @property
+    def hashes_size(self) -> int:
+        """Bytes of the file of chunk hashes."""
+        return len(self._verified) * DIGEST_BYTES
 
-    def _read_block(self, file: BinaryIO, start: int, block: NDArray[np.uint8]) -> None:
-        """Fills `block` with whole chunks from byte `start` on, which is a multiple of the chunk's size."""
-        if self._hashes is None:
-            self._hashes = read_hashed(self._hashes_path, self._hashes_digest)
-        file.seek(start)
-        view = block.data
-        while len(view):
-            count = file.readinto(view)  # type: ignore[attr-defined]
-            if not count:
-                raise BrokenCheckpoint(f"{self.path}: ends before its {self.size} bytes")
-            view = view[count:]
+    def take_hashes(self, hashes: bytes) -> None:
+        """Verifies and keeps the chunk hashes."""
+        self.hashes = check_hash(self.folder / hashes_name(self.rank), hashes, self._hashes_digest)
+
+    def verify(self, start: int, stop: int, block: memoryview) -> None:
+        """Raises BrokenCheckpoint where `block` isn't what was written as bytes [start, stop), whole chunks."""
+        assert self.hashes is not None
+        if len(block) < stop - start:
+            raise BrokenCheckpoint(f"{self.path}: ends before its {self.size} bytes")
         self.bytes_read += len(block)
         for position in range(0, len(block), CHUNK_BYTES):
             number = (start + position) // CHUNK_BYTES
             if self._verified[number]:
                 continue
-            expected = self._hashes[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
-            if xxhash.xxh3_128_digest(block.data[position : position + CHUNK_BYTES]) != expected:
+            expected = self.hashes[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+            if xxhash.xxh3_128_digest(block[position : position + CHUNK_BYTES]) != expected:
                 raise BrokenCheckpoint(f"{self.path}: chunk {number} (of {CHUNK_BYTES} bytes) is altered")
             self._verified[number] = 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes [start, stop) of a data file, which somebody wants."""
+
+    file: DataFile
+    start: int
+    stop: int
+
+    def calls(self) -> Iterator[tuple[int, int]]:
+        """The chunks that hold them, in ranges of bytes that are each best read by one call."""
+        if self.stop > self.file.size:
+            raise BrokenCheckpoint(f"{self.file.path}: its index points past its end")
+        size = CALL_BYTES if isinstance(self.file.folder, Path) else REMOTE_CALL_BYTES
+        last = min(-(-self.stop // CHUNK_BYTES) * CHUNK_BYTES, self.file.size)
+        for start in range(self.start // CHUNK_BYTES * CHUNK_BYTES, self.stop, size):
+            yield start, min(start + size, last)
+
+
+def verified(folder: Folder, pieces: Sequence[Piece]) -> Iterator[memoryview]:
+    """The bytes of the pieces, all of `folder`, in order, cut anywhere. A view is valid until the next one.
+
+    All reads are known before the first is made: an object store gets many at a time.
+    """
+    try:
+        files = list({piece.file: None for piece in pieces if piece.file.hashes is None})
+        tables = read_ranges(folder, [(hashes_name(file.rank), 0, file.hashes_size) for file in files])
+        for file, table in zip(files, tables, strict=True):
+            file.take_hashes(bytes(table))
+        calls = [(piece, start, stop) for piece in pieces for start, stop in piece.calls()]
+        blocks = read_ranges(folder, [(data_name(piece.file.rank), start, stop) for piece, start, stop in calls])
+        for (piece, start, stop), block in zip(calls, blocks, strict=True):
+            piece.file.verify(start, stop, block)
+            yield block[max(piece.start - start, 0) : piece.stop - start]
+    except FileNotFoundError as error:
+        raise BrokenCheckpoint(f"{folder}: removed while it was read ({error})") from error
 
 
 class CheckpointReader:
     """A committed checkpoint, as a ShardReader.
 
-    folder: of one step. state: what the trainer saved. shapes: of every parameter as it is stored.
+    folder: of one step. state: what the trainer saved. index: the ranges. shapes: of every parameter as it is stored.
     Raises BrokenCheckpoint where the folder is not whole; bytes of tensors are verified when they are read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.commit = read_commit(folder)
         self.state = committed_state(folder, self.commit)
-        files = self.commit["files"]
-        self._files: list[DataFile] = []
-        rows: list[Row] = []
-        for rank in range(self.commit["world_size"]):
-            index = json.loads(read_hashed(folder / index_name(rank), files[index_name(rank)]["xxh3_128"]))
-            rows += parse_rows(index)
-            size = files[data_name(rank)]["bytes"]
-            self._files.append(DataFile(folder / data_name(rank), size, folder / hashes_name(rank), index["hashes"]))
-        self.rows = check_coverage(rows)
-        self.shapes = {name: rows[0].shape for (_, name), rows in self.rows.items()}
+        files, world_size = self.commit["files"], self.commit["world_size"]
+        raw = read_hashed(folder / INDEX, files[INDEX]["bytes"], files[INDEX]["xxh3_128"])
+        self.index, hashes = parse_index(raw, world_size)
+        self.shapes = {name: ranges.shape for (_, name), ranges in self.index.items()}
+        sizes = [files[data_name(rank)]["bytes"] for rank in range(world_size)]
+        self._files = [DataFile(folder, *one) for one in zip(range(world_size), sizes, hashes, strict=True)]
 
     @property
     def optimizer_step(self) -> int:
@@ -130,25 +147,24 @@ class CheckpointReader:
 
         Raises BrokenCheckpoint where a chunk is altered, GaveUp where the checkpoint doesn't hold those elements.
         """
-        rows = self.rows.get((state, name))
-        if rows is None:
+        ranges = self.index.get((state, name))
+        if ranges is None:
             raise GaveUp(f"{self.folder}: holds no {state} of {name}")
-        if not 0 <= start <= stop <= rows[-1].stop:
-            raise GaveUp(f"{self.folder}: {name} has {rows[-1].stop} elements; {start} to {stop} were asked for")
-        tensor = torch.empty(stop - start, dtype=getattr(torch, rows[0].dtype))
-        raw = tensor.view(torch.uint8).numpy()
-        position = start
-        number = bisect_right(rows, start, key=attrgetter("start")) - 1
-        while position < stop:
-            row = rows[number]
-            until = min(stop, row.stop)
-            part = raw[(position - start) * tensor.itemsize : (until - start) * tensor.itemsize]
-            self._files[row.rank].read_into(row.offset + (position - row.start) * tensor.itemsize, part)
-            position = until
-            number += 1
+        if not 0 <= start <= stop <= ranges.size:
+            raise GaveUp(f"{self.folder}: {name} has {ranges.size} elements; {start} to {stop} were asked for")
+        tensor = torch.empty(stop - start, dtype=getattr(torch, ranges.dtype))
+        pieces = []
+        for rank, begin, end, offset in ranges.overlapping(start, stop):
+            first, last = (offset + (edge - begin) * tensor.itemsize for edge in (max(start, begin), min(stop, end)))
+            pieces.append(Piece(self._files[rank], first, last))
+        raw = tensor.view(torch.uint8).numpy().data
+        for block in verified(self.folder, pieces):
+            raw[: len(block)] = block
+            raw = raw[len(block) :]
         return tensor
 
     def verify_all(self) -> None:
         """Reads and verifies every byte. Raises BrokenCheckpoint at the first chunk that is altered."""
         for file in self._files:
-            file.verify()
+            for _ in verified(self.folder, [Piece(file, 0, file.size)] if file.size else []):
+                pass

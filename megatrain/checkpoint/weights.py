@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.format import TrainerState
+from megatrain.checkpoint.store import Folder
 from megatrain.checkpoint.writer import commit, write_rank
 from megatrain.config import ModelConfig
 from megatrain.data.format import TOKENIZER
@@ -31,7 +32,7 @@ BLOCK_ELEMENTS = 1 << 24
 """Elements that are read and written at once (64 MiB in fp32)."""
 
 
-def write_run(output: Path, model: ModelConfig, reader: ShardReader, state: TrainerState, tokenizer: Path) -> Path:
+def write_run(output: Path, model: ModelConfig, reader: ShardReader, state: TrainerState, tokenizer: Folder) -> Path:
     """Makes the run directory `output`: a checkpoint of the weights that `reader` has, tokenizer.json, config.yaml.
 
     tokenizer: the tokenizer.json that is copied. Returns the checkpoint's folder. Raises InputError where `output`

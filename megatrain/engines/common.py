@@ -1,8 +1,8 @@
 """What every engine does alike, whoever shards: sums of losses, gradient norm, clipping, the fused optimizer's state.
 
 Design choices:
-- Nothing here reads the device. The engines give views of gradients; which elements of the whole those are, and which
-  other ranks hold them too, model/partition.py says: so each counts once in the norm.
+- Nothing here reads the device, but for saving. The engines give views of gradients; which elements of the whole those
+  are, and which other ranks hold them too, model/partition.py says: so each counts once in the norm.
 - Sums over billions of elements are taken in float64.
 """
 
@@ -21,6 +21,12 @@ from megatrain.parallel.mesh import Mesh
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state besides the step count: one vector each, of the ranges of the master (law 1)."""
+
+COMPARED_ELEMENTS = 1 << 24
+"""How many weights are compared with their masters at a time, which bounds the memory that it takes."""
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an element: what its bits are compared as."""
 
 
 @dataclass(frozen=True)
@@ -136,3 +142,24 @@ def create_state(optimizer: torch.optim.Optimizer, masters: Iterable[Tensor], st
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
             state |= {moment: torch.zeros_like(master, requires_grad=False) for moment in MOMENTS}
         state["step"].fill_(step)
+
+
+@torch.no_grad()
+def differing_weights(held: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
+    """The name of the first whose weights aren't its masters rounded to their dtype, to the bit; None: all are.
+
+    held: (name, weights, masters), 1-D views of the same elements. Offloaded masters visit the weights' device a part
+    at a time. A NaN equals any NaN, since rounding may change which it is. Reads the device once.
+    """
+    names: list[str] = []
+    differs: list[Tensor] = []
+    for name, weights, masters in held:
+        parts = (torch.split(each, COMPARED_ELEMENTS) for each in (weights, masters))
+        for weight, master in zip(*parts, strict=True):
+            rounded, bits = master.to(weight.device, weight.dtype), INTEGERS[weight.itemsize]
+            unequal = (weight.view(bits) != rounded.view(bits)) & ~(weight.isnan() & rounded.isnan())
+            names.append(name)
+            differs.append(unequal.any())
+    if not names:
+        return None
+    return next((name for name, yes in zip(names, torch.stack(differs).tolist(), strict=True) if yes), None)

@@ -7,7 +7,8 @@ Design choices:
   as the boundary instead.
 - Gradients are reduced and accumulated in fp32. DeepSpeed averages over the data-parallel ranks, so the loss is
   multiplied by their number.
-- Each chunk of the model has a DeepSpeed engine of its own; norm and clipping are over all of them.
+- Each chunk of the model has a DeepSpeed engine of its own, which is told which ranks hold the same parameters
+  (ModelParallelUnit); norm and clipping are over all of them.
 - Parameters get memory one layer at a time and are partitioned at once under ZeRO-3, so that no rank ever holds the
   whole model. Their values come from load_shards, at a fresh start too.
 """
@@ -16,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatrain import device
@@ -80,6 +83,37 @@ def json_config(
     }
 
 
+@dataclass(frozen=True)
+class ModelParallelUnit:
+    """What DeepSpeed asks about ranks: only those of `data_group` hold the same parameters."""
+
+    mesh: Mesh
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        """The ranks to shard, gather and reduce over."""
+        return self.mesh.data_group
+
+    def get_data_parallel_rank(self) -> int:
+        """This rank's number among them."""
+        return self.mesh.data_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        """How many they are."""
+        return self.mesh.data_size
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the other parts of the model."""
+        return self.mesh.model_group
+
+    def get_model_parallel_rank(self) -> int:
+        """This rank's number among them."""
+        return self.mesh.model_group.rank()
+
+    def get_model_parallel_world_size(self) -> int:
+        """How many they are."""
+        return self.mesh.model_group.size()
+
+
 class DeepSpeedEngine:
     """The engine protocol over deepspeed.initialize."""
 
@@ -126,7 +160,7 @@ class DeepSpeedEngine:
     def _initialize(self, module: Transformer, optimizer_factory: OptimizerFactory) -> Adapter:
         self._give_memory(module)
         optimizer = optimizer_factory(module.named_parameters())
-        unit = deepspeed_internals.ModelParallelUnit(self.mesh)
+        unit = ModelParallelUnit(self.mesh)
         # BF16_Optimizer prints the machine's memory around every parameter group.
         with redirect_stdout(None):
             engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.json, mpu=unit)
@@ -203,6 +237,10 @@ class DeepSpeedEngine:
         """See Engine.optimizer_step."""
         chunk = self.chunks[0]
         return int(chunk.inner.state[chunk.flats()[0]]["step"].item())
+
+    def differing_weights(self) -> str | None:
+        """See Engine.differing_weights."""
+        return common.differing_weights(held for chunk in self.chunks for held in chunk.weights())
 
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:

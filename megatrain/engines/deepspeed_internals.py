@@ -8,8 +8,8 @@ Design choices:
 - What is replaced, or relied on beyond DeepSpeed's public interface, is listed with the hash of its source and checked
   at start: another DeepSpeed fails with one line instead of training wrong numbers.
 - Replacements are made on one object, never on a class; but for a function that DeepSpeed calls by its module's name.
-- In a pipeline DeepSpeed is told which ranks hold the same parameters (ModelParallelUnit), and what it infers from a
-  backward following each forward is set right before every backward (Stage3Adapter).
+- In a pipeline what DeepSpeed infers from a backward following each forward is set right before every backward
+  (Stage3Adapter).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero import partitioned_param_coordinator
 from deepspeed.runtime.zero import utils as zero_utils
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
@@ -47,7 +48,6 @@ from megatrain.engines.common import MOMENTS, Gradient
 from megatrain.engines.ranges import MASTER, Shard, shards_of
 from megatrain.errors import InputError
 from megatrain.model.transformer import Transformer
-from megatrain.parallel.mesh import Mesh
 
 RELIED_ON: dict[type | ModuleType, dict[str, str]] = {
     DeepSpeedEngine: {
@@ -137,37 +137,6 @@ def check_version() -> None:
                 )
 
 
-@dataclass(frozen=True)
-class ModelParallelUnit:
-    """What DeepSpeed asks about ranks: only those of `data_group` hold the same parameters."""
-
-    mesh: Mesh
-
-    def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """The ranks to shard, gather and reduce over."""
-        return self.mesh.data_group
-
-    def get_data_parallel_rank(self) -> int:
-        """This rank's number among them."""
-        return self.mesh.data_rank
-
-    def get_data_parallel_world_size(self) -> int:
-        """How many they are."""
-        return self.mesh.data_size
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """The ranks that hold the other parts of the model."""
-        return self.mesh.model_group
-
-    def get_model_parallel_rank(self) -> int:
-        """This rank's number among them."""
-        return self.mesh.model_group.rank()
-
-    def get_model_parallel_world_size(self) -> int:
-        """How many they are."""
-        return self.mesh.model_group.size()
-
-
 def assert_ints_same_as_other_ranks(ints: Sequence[int]) -> None:
     """DeepSpeed's of the same name, in the data-parallel group, where ranks of other stages aren't waited for."""
     group = groups._get_data_parallel_group()
@@ -253,6 +222,10 @@ class Adapter:
                 tensors |= {moment: state[moment].view(-1)[first:last] for moment in MOMENTS}
                 yield from shards_of(name, self.engine.module.parts[name], start, tensors, copy, self.copies)
 
+    def weights(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, weights, their masters) where both are kept: 1-D views of the same elements, for each range held."""
+        return iter(())
+
     def after_forwards(self) -> None:
         """Called after forward passes that no backward followed. Collective."""
 
@@ -275,6 +248,16 @@ class ShardedAdapter(Adapter):
 
     def reduce(self) -> None:
         """DeepSpeed's hooks have done it."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        for parameter, start, flat, first, last in self.pieces():
+            if last > first:
+                for weights in self.weights_of(parameter, start, start + last - first):
+                    yield self.names[parameter], weights, flat.detach()[first:last]
+
+    def weights_of(self, parameter: nn.Parameter, start: int, stop: int) -> list[Tensor]:
+        """All that the next forward may take elements [start, stop) of a parameter from, which this rank steps."""
+        return [parameter.detach().view(-1)[start:stop]]
 
     def _gradients_in(self, of_flats: Sequence[Sequence[Tensor]]) -> list[Gradient]:
         """Views of the gradients of the flat masters: of each, tensors that one after the other are laid out as it is.
@@ -457,6 +440,13 @@ class Stage3Adapter(ShardedAdapter):
                 _, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
                 begin = size * optimizer._get_param_partition_rank(parameter)
                 yield parameter, begin, flat, offset, offset + self._real(parameter, size)
+
+    def weights_of(self, parameter: nn.Parameter, start: int, stop: int) -> list[Tensor]:
+        own: Tensor = parameter.ds_tensor.detach()[: stop - start]  # type: ignore[attr-defined]
+        if parameter.ds_status is not ZeroParamStatus.AVAILABLE:  # type: ignore[attr-defined]
+            return [own]
+        # A small one, which stays whole: no forward gathers it anew.
+        return [own, *super().weights_of(parameter, start, stop)]
 
     def after_forwards(self) -> None:
         # Weights that were fetched ahead for the backward are still on their way; nothing else may touch them.

@@ -76,6 +76,14 @@ class Engine(Protocol):
         """Steps that the optimizer has taken, skipped ones left out. Reads the device: for checkpoints only."""
         ...
 
+    def differing_weights(self) -> str | None:
+        """The name of a parameter whose weights on this rank aren't its masters in the precision that is computed in.
+
+        To the bit; None: all are. Of the ranges that this rank steps; no collective. Reads the device: for saving,
+        since a checkpoint keeps the masters and no weights.
+        """
+        ...
+
     def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Sequence[Tensor]]:
         """Gives `parameters` (of the module, between steps) whole, in the same order, on every rank; to be read only.
 

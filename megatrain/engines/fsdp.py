@@ -208,6 +208,10 @@ class FsdpEngine:
         """See Engine.optimizer_step."""
         return int(self.optimizer.state[next(iter(self.masters.values()))]["step"].item())
 
+    def differing_weights(self) -> str | None:
+        """See Engine.differing_weights. Between steps there are no weights but the masters."""
+        return None
+
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
         """See Engine.gathered. Gathers whole layers."""

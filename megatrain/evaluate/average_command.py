@@ -12,7 +12,7 @@ from pathlib import Path
 from megatrain.checkpoint.folders import Found, read_state, scan
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.weights import MeanReader, write_run
-from megatrain.config import AverageConfig
+from megatrain.command_config import AverageConfig
 from megatrain.errors import DONE, InputError, bad_value
 from megatrain.evaluate.loading import Checkpoint, open_step
 
@@ -37,7 +37,7 @@ def run(config: AverageConfig) -> int:
     return DONE
 
 
-def _chosen(config: AverageConfig, found: list[Found]) -> list[Found]:
+def _chosen(config: AverageConfig, found: list[Found[Path]]) -> list[Found[Path]]:
     """The checkpoints that are averaged, newest first. Raises InputError where they aren't there."""
     if (config.last is None) == (not config.steps):
         raise InputError("last or steps: give one of them, how many checkpoints or which")

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from megatrain import objectives
 from megatrain.batch import Batch
-from megatrain.config import DataConfig, EvalConfig
+from megatrain.command_config import EvalConfig
+from megatrain.config import DataConfig
 from megatrain.data.format import HELD_OUT
 from megatrain.data.loader import held_out_batches
 from megatrain.data.samples import open_sources

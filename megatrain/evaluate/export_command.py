@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatrain.checkpoint.huggingface.export import export
-from megatrain.config import ExportConfig
+from megatrain.command_config import ExportConfig
 from megatrain.errors import DONE
 from megatrain.evaluate.loading import Checkpoint, attempt
 

@@ -8,7 +8,8 @@ from functools import partial
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from megatrain.config import GenerateConfig, Precision
+from megatrain.command_config import GenerateConfig
+from megatrain.config import Precision
 from megatrain.errors import DONE, bad_value
 from megatrain.evaluate.generate import generate
 from megatrain.evaluate.loading import Checkpoint, attempt, load_model, load_tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.huggingface.tokenizer import check_tokenizer
 from megatrain.checkpoint.weights import write_run
+from megatrain.command_config import ImportConfig
 from megatrain.compose import plain
-from megatrain.config import ImportConfig
 from megatrain.errors import DONE
 from megatrain.evaluate.loading import open_hugging_face
 

@@ -23,11 +23,12 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
 from megatrain import device
-from megatrain.checkpoint.folders import checkpoints_folder, resolve, scan
+from megatrain.checkpoint.folders import meant, resolve
 from megatrain.checkpoint.format import BrokenCheckpoint
 from megatrain.checkpoint.huggingface.config import is_hugging_face
 from megatrain.checkpoint.huggingface.reader import HuggingFaceReader
 from megatrain.checkpoint.reader import CheckpointReader
+from megatrain.checkpoint.store import Folder
 from megatrain.config import DataConfig, ModelConfig, ObjectiveConfig, Precision
 from megatrain.data.format import TOKENIZER
 from megatrain.engines.ranges import MASTER, ShardReader
@@ -46,7 +47,7 @@ class Checkpoint:
     folder: of a step, or Hugging Face's. step: of the run; 0 of a model from elsewhere.
     """
 
-    folder: Path
+    folder: Folder
     reader: ShardReader
     step: int
     model: ModelConfig
@@ -54,11 +55,11 @@ class Checkpoint:
     sequence_length: int
     document_mask: bool
     eos_id: int
-    tokenizer: Path
+    tokenizer: Folder
     tokenizer_sha256: str
 
     @property
-    def tokenizer_path(self) -> Path:
+    def tokenizer_path(self) -> Folder:
         """Its tokenizer.json. Raises InputError where it is missing or another one."""
         if not self.tokenizer.is_file():
             raise InputError(f"{self.tokenizer}: missing; it is the tokenizer of the checkpoint {self.folder}")
@@ -78,19 +79,26 @@ def attempt(path: str | Path, use: Callable[[Checkpoint], T]) -> T:
     """
     if is_hugging_face(Path(path)):
         return use(open_hugging_face(Path(path)))
-    folder = resolve(path)
-    if not checkpoints_folder(Path(path)).is_dir():
-        return use(open_step(folder))
-    *newer, oldest = [found.path for found in scan(Path(path)) if found.problem is None]
-    for folder in newer:
+    altered: BrokenCheckpoint | None = None
+    for folder in meant(path):
+        if altered is not None:
+            log.warning("passed over: %s", altered)
         try:
             return use(open_step(folder))
         except BrokenCheckpoint as error:
-            log.warning("passed over: %s", error)
-    return use(open_step(oldest))
+            altered = error
+    assert altered is not None, "there is at least one"
+    raise altered
 
 
-def open_step(folder: Path) -> Checkpoint:
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """What `checkpoint=path` means. Raises InputError where there is none, BrokenCheckpoint where it is altered."""
+    if is_hugging_face(Path(path)):
+        return open_hugging_face(Path(path))
+    return open_step(resolve(path))
+
+
+def open_step(folder: Folder) -> Checkpoint:
     """The checkpoint in a step's folder. Raises BrokenCheckpoint."""
     reader = CheckpointReader(folder)
     config, tokenizer = reader.state["config"], reader.state["tokenizer"]
@@ -130,7 +138,7 @@ def open_hugging_face(folder: Path, key: str = "checkpoint") -> Checkpoint:
     )
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Folder) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -155,9 +163,9 @@ def load_model(reader: ShardReader, config: ModelConfig, precision: Precision) -
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Folder) -> Tokenizer:
     """The tokenizer as the data were made with it: special tokens in a text are text, nothing is cut or padded."""
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_buffer(path.read_bytes())
     tokenizer.encode_special_tokens = True  # which means: as text
     tokenizer.no_truncation()
     tokenizer.no_padding()

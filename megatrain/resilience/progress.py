@@ -83,6 +83,17 @@ class Progress:
 
         return meet
 
+    def follow(self, other: Progress, over: Callable[[float], bool]) -> None:
+        """Waits until `over(seconds)`, which waits that long at most, is true; what `other` says counts as said here.
+
+        other: another thread's, in the same phase.
+        """
+        seen: Place | None = None
+        while not over(0.2):
+            if other.place is not seen:
+                seen = other.place
+                self.place = Place(self.place.step, self.place.phase, seen.part)
+
     def _next_part(self) -> None:
         place = self.place
         self.place = Place(place.step, place.phase, place.part + 1)

@@ -161,8 +161,8 @@ def test_resolve_names_the_key_and_what_is_legal(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"holds no checkpoint; {legal}"):
         resolve(tmp_path)
     folder = save(tmp_path, 10)
-    (folder / "rank_00000.json").unlink()
-    with pytest.raises(InputError, match=rf"rank_00000\.json: missing; {legal}"):
+    (folder / "index.json").unlink()
+    with pytest.raises(InputError, match=rf"index\.json: missing; {legal}"):
         resolve(folder)
     with pytest.raises(InputError, match=rf"holds no whole checkpoint; {legal}"):
         resolve(tmp_path)

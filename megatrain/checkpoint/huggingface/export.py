@@ -22,6 +22,7 @@ from megatrain import device
 from megatrain.checkpoint.huggingface.config import CONFIG, GENERATION_CONFIG, hugging_face_config
 from megatrain.checkpoint.huggingface.tensors import HuggingFaceTensor, assemble, tensors
 from megatrain.checkpoint.huggingface.tokenizer import check_tokenizer
+from megatrain.checkpoint.store import Folder
 from megatrain.config import ModelConfig, Precision
 from megatrain.engines.ranges import ShardReader
 from megatrain.errors import GaveUp, bad_value
@@ -40,7 +41,7 @@ HEADER_DTYPES = {Precision.bf16: "BF16", Precision.fp32: "F32", Precision.fp64: 
 def export(
     reader: ShardReader,
     config: ModelConfig,
-    tokenizer_path: Path,
+    tokenizer_path: Folder,
     output: Path,
     precision: Precision,
     sequence_length: int,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tokenizers import Tokenizer
 
+from megatrain.checkpoint.store import Folder
 from megatrain.config import ModelConfig
 from megatrain.errors import InputError
 
 
-def check_tokenizer(path: Path, config: ModelConfig, eos_id: int) -> str:
+def check_tokenizer(path: Folder, config: ModelConfig, eos_id: int) -> str:
     """The text of the token that ends documents. Raises InputError where tokenizer.json at `path` can't be the model's:
     more ids than the model has, or no such token.
     """
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_buffer(path.read_bytes())
     ids = max(tokenizer.get_vocab().values()) + 1
     if ids > config.vocab_size:
         raise InputError(f"{path}: {ids} ids, the model has model.vocab_size={config.vocab_size}")

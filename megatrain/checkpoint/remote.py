@@ -1,0 +1,130 @@
+"""Checkpoints in an object store: what `saving.remote=URL` means, and copying them there.
+
+Design choices:
+- What is copied is the folder of a checkpoint that is committed on the file system, under the same names. Each rank
+  copies its own files; rank 0 the commit record, last, once every file is there with its size.
+- A rank that copies first removes the commit record of an older attempt at the step: no reader sees a mixture.
+- Retries are left to the store's library. What fails after them is one OSError, which its caller may try again.
+- The store is asked for what it is every time: listings aren't kept.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from megatrain.checkpoint.format import COMMIT, INDEX, STATE, data_name, hashes_name, read_commit
+from megatrain.checkpoint.store import Folder, StorageError, listing, one_line, said
+from megatrain.errors import InputError, bad_value
+from megatrain.resilience.files import sync_folder
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+URL = re.compile(r"file:(//)?/[^/]|(?!file:)[a-z][a-z0-9+.-]*://[^/]")
+"""How a URL begins: the protocol and a bucket, or an absolute path."""
+RUN_FILES = ("config.yaml", "tokenizer.json")
+LEGAL = "give the URL of a folder: s3://BUCKET/RUN, gs://BUCKET/RUN, file:/FOLDER or another that fsspec can write to"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "file": {"auto_mkdir": True},
+    "s3": {"max_concurrency": 4},  # Parts of 50 MB that a rank which copies has in memory at once; it would be 10.
+}
+
+
+def root(url: str, key: str = "saving.remote") -> UPath:
+    """The folder at `url`, which the same program may go on with on any thread; nothing is asked of the store yet.
+
+    Raises InputError naming `key`: no URL, an unknown protocol, or one whose package (s3fs, gcsfs) isn't installed.
+    """
+    if not URL.match(url):
+        raise bad_value(key, url, LEGAL)
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        # Not repeated: it would stand in logs, as the URL would in the saved configuration.
+        raise InputError(f"{key}: the URL may hold a secret; give credentials as the store's library finds them")
+    from upath import UPath
+
+    try:
+        path: UPath = UPath(url, use_listings_cache=False, **OPTIONS.get(parts.scheme, {}))
+        path.fs.invalidate_cache()  # The first thing asked of it loads its package.
+    except Exception as error:  # Every library has exceptions of its own.
+        raise bad_value(key, url, f"{said(error)}; {LEGAL}") from error
+    return path
+
+
+def check_writable(remote: UPath, key: str = "saving.remote") -> None:
+    """Writes and removes an empty file. Raises InputError naming `key` where the store doesn't let it."""
+    probe = remote / f".megatrain_{uuid4().hex}"
+    try:
+        with one_line(remote):
+            probe.fs.pipe_file(probe.path, b"")
+            probe.fs.rm_file(probe.path)
+    except OSError as error:
+        raise bad_value(key, str(remote), f"can't be written ({error}); {LEGAL}") from error
+
+
+def upload_rank(folder: Path, remote: UPath, rank: int) -> None:
+    """Copies the files of `rank` from a committed step's folder to the same place below `remote`. Raises OSError."""
+    target = _below(remote, folder)
+    _unlink(target / COMMIT)
+    for name in (data_name(rank), hashes_name(rank)):
+        _put(folder / name, target / name)
+
+
+def upload_commit(folder: Path, remote: UPath) -> None:
+    """Makes the copy a checkpoint. Rank 0 only, when upload_rank has returned on all ranks.
+
+    Raises OSError, also where a file isn't there with its size; BrokenCheckpoint where `folder` isn't whole.
+    """
+    target = _below(remote, folder)
+    commit = read_commit(folder)
+    for name in (STATE, INDEX):
+        _put(folder / name, target / name)
+    sizes = listing(target)
+    for name, record in commit["files"].items():
+        if sizes.get(name) != record["bytes"]:
+            raise StorageError(f"{target / name}: {sizes.get(name, 0)} bytes of {record['bytes']} are there")
+    _put(folder / COMMIT, target / COMMIT)
+
+
+def upload_run(run_dir: Path, remote: UPath) -> None:
+    """Copies what a checkpoint can't be used without, where it isn't there yet: the tokenizer and the configuration."""
+    there = listing(remote)
+    for name in RUN_FILES:
+        if (run_dir / name).is_file() and there.get(name) != (run_dir / name).stat().st_size:
+            _put(run_dir / name, remote / name)
+
+
+def remove(folder: Folder) -> None:
+    """Removes a step's folder, local or remote, the commit record first: what dies in between leaves no checkpoint.
+
+    Does nothing where there is none. Raises OSError.
+    """
+    if not isinstance(folder, Path):
+        _unlink(folder / COMMIT)
+        with suppress(FileNotFoundError), one_line(folder):
+            folder.fs.rm(folder.path, recursive=True)
+    elif folder.exists():
+        (folder / COMMIT).unlink(missing_ok=True)
+        sync_folder(folder)
+        shutil.rmtree(folder)
+
+
+def _below(remote: UPath, folder: Path) -> UPath:
+    """Where the folder RUN_DIR/checkpoints/STEP has its copy."""
+    return remote / folder.parent.name / folder.name
+
+
+def _put(source: Path, target: UPath) -> None:
+    with one_line(target):
+        target.fs.put_file(str(source), target.path)
+
+
+def _unlink(path: UPath) -> None:
+    with suppress(FileNotFoundError), one_line(path):
+        path.fs.rm_file(path.path)
