@@ -27,14 +27,15 @@ NEUTRAL: dict[str, Any] = {
     "pruned_heads": {},
     "rope_interleaved": False,
     "tie_encoder_decoder": False,
+    "use_mrope": False,
     "use_sliding_window": False,
 }
 """Keys that change the numbers, and the one value with which they don't."""
 
 _RUNNING = """
 _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _model_name_or_path _name_or_path
-architectures attn_implementation dtype is_llama_config model_type name_or_path pretraining_tp torch_dtype torchscript
-transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+architectures attn_implementation dtype is_llama_config max_sequence_length model_type name_or_path pretraining_tp
+torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
 """Names, versions, the dtype of files, how a program runs the model."""
 
