@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ class Reference:
 
     data: Path
     run_dir: Path
+
+    def copy(self, run_dir: Path, steps: Sequence[int]) -> None:
+        """Makes a run directory as after a death, with the checkpoints of these steps."""
+        for step in steps:
+            shutil.copytree(step_folder(self.run_dir, step), step_folder(run_dir, step))
+        shutil.copy(self.run_dir / "metrics.jsonl", run_dir)
 
     def check(self, run_dir: Path) -> int:
         """What holds of a run at any moment; the step of its newest whole checkpoint, 0 where it has none.

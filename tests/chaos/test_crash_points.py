@@ -45,13 +45,16 @@ def test_killed_at(point: Point, dying: Dying) -> None:
     dying.die(point)
 
 
-def test_killed_while_a_checkpoint_is_replaced(dying: Dying) -> None:
-    os.truncate(step_folder(dying.run_dir, dying.step) / "rank_00001.bin", 1)
+def test_a_run_that_died_at_them_ends_as_if_it_had_not(dying: Dying) -> None:
+    dying.finish()
+
+
+def test_killed_while_a_checkpoint_is_replaced(reference: Reference, tmp_path: Path) -> None:
+    dying = Dying(reference, tmp_path)
+    reference.copy(dying.run_dir, steps=(3, 4))
+    os.truncate(step_folder(dying.run_dir, 4) / "rank_00001.bin", 1)
     for point in REPLACING:
         dying.die(point)
-
-
-def test_a_run_that_died_at_them_ends_as_if_it_had_not(dying: Dying) -> None:
     dying.finish()
 
 
