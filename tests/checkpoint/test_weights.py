@@ -63,7 +63,7 @@ def test_it_holds_the_masters_and_says_so(tmp_path: Path, block: int, monkeypatc
     reader = CheckpointReader(folder)
     reader.verify_all()
     assert reader.state == {**STATE, "weights_only": True, "version": 1}
-    assert set(reader.rows) == {("master", parameter.name) for parameter in parameters(LLAMA)}
+    assert set(reader.index) == {("master", parameter.name) for parameter in parameters(LLAMA)}
     for parameter in parameters(LLAMA):
         expected = written.read("master", parameter.name, 0, parameter.size)
         assert torch.equal(reader.read("master", parameter.name, 0, parameter.size), expected)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from megatrain.checkpoint.format import CHUNK_BYTES
-from megatrain.checkpoint.reader import CheckpointReader, DataFile
+from megatrain.checkpoint.reader import CheckpointReader, Piece
 from megatrain.config import FsdpConfig, ParallelConfig, Precision
 from tests import samples
 from tests.distributed.checkpoint_matrix import (
@@ -180,7 +180,7 @@ def load_large(folder: Path) -> tuple[int, int, int]:
     """The task: bytes that this rank needs of a checkpoint, that it reads, and in how many contiguous reads."""
     engine = make_engine(FsdpConfig(), Precision.fp32, model=LARGE, parallel=ParallelConfig(tensor=2))
     reader = CheckpointReader(folder)
-    with mock.patch.object(DataFile, "read_into", autospec=True, side_effect=DataFile.read_into) as reads:
+    with mock.patch.object(Piece, "calls", autospec=True, side_effect=Piece.calls) as reads:
         engine.load_shards(reader)
     needed = sum(tensor.nbytes for shard in engine.shards() for tensor in shard.tensors.values())
     return needed, reader.bytes_read, reads.call_count
