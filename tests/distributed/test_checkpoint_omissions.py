@@ -4,7 +4,8 @@ Each test leaves one thing out, by replacing the real one, and sees it: by the e
 masters before a save, by the refusal to commit a checkpoint, or by a curve that doesn't go on as it should. What sees
 it is part of every save or of the matrix of layouts (test_checkpoint_layouts.py).
 
-ZeRO-0 in bf16, which steps when DeepSpeed builds it, is refused at start: test_exit_codes.py.
+Elsewhere: masters that are looked up by DeepSpeed's mapping (test_weights_against_masters.py); ZeRO-0 in bf16, which
+would step when it is built and is refused at start (test_exit_codes.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tests import reference
 from tests.distributed.checkpoint_matrix import OTHER_SEED, SAVED_STEP, Layout, Work, batches, write
 from tests.distributed.engine_life import evaluate, zero_settings
 from tests.distributed.pool import Pool
-from tests.distributed.training import AnyEngine, Curve
+from tests.distributed.training import AnyEngine
 from tests.engines.states import parameters_of, whole
 
 pytestmark = pytest.mark.distributed
@@ -80,7 +81,6 @@ def load_without(work: Work, omission: str) -> Seen:
     """
     with zero_settings(stage3_param_persistence_threshold=10**6):
         other, engine = work.make(seed=0), work.make(OTHER_SEED)
-    other = work.make(seed=0)
     work.train(other, 0, 0, SAVED_STEP)
     saved = whole(other)
     expected = work.train(other, 0, SAVED_STEP, UNTIL)
@@ -131,80 +131,6 @@ def test_the_curve_shows_a_wrong_step_count_one_step_later(pool: Pool, layout: s
         assert rank.differing is None
         assert rank.first_is_right
         assert rank.difference > 1e-3
-
-
-def change(work: Work) -> tuple[dict[str, bool], dict[str, bool]]:
-    """The task: by parameter, whether a changed master is named, and a changed weight, on this rank."""
-    engine = work.make(seed=0)
-    work.train(engine, 0, 0, 1)
-    masters, weights = {}, {}
-    for shard in engine.shards():
-        masters[f"{shard.name} {shard.ranges}"] = _is_named(engine, shard.name, shard.tensors[MASTER])
-    for name, parameter in parameters_of(engine).items():
-        if parameter.numel():
-            weights[name] = _is_named(engine, name, parameter.detach().view(-1))
-        if hasattr(parameter, "ds_tensor"):
-            weights[f"part of {name}"] = _is_named(engine, name, parameter.ds_tensor.detach())
-    return masters, weights
-
-
-def _is_named(engine: AnyEngine, name: str, tensor: Tensor) -> bool:
-    """Whether a change of the first or the last element is seen, and seen as what it is."""
-    found = []
-    for element in (0, -1):
-        value = tensor[element].clone()
-        tensor[element] += 1
-        found.append(engine.differing_weights() == name)
-        tensor[element] = value
-    assert engine.differing_weights() is None
-    return any(found)
-
-
-@pytest.mark.parametrize(
-    "work",
-    [
-        Work(Layout("zero1 dp2")),
-        Work(Layout("zero1 dp2"), bf16, "tied"),
-        Work(Layout("zero2-offload dp2"), bf16, "biases"),
-        Work(Layout("zero2 tp2"), Precision.fp64),
-        Work(Layout("zero3 dp2"), bf16),
-        Work(Layout("zero3-offload interleaved pp2"), bf16),
-    ],
-    ids=str,
-)
-def test_any_changed_master_or_weight_is_named(pool: Pool, work: Work) -> None:
-    """A weight that all ranks have is compared by the rank that steps it."""
-    ranks = pool.run(change, ranks=2, work=work)
-    for masters, _ in ranks:
-        assert set(masters.values()) == {True}
-    names = {name for _, weights in ranks for name in weights}
-    assert len(names) >= 20
-    assert {name for _, weights in ranks for name, named in weights.items() if named} == names
-
-
-def by_hp_mapping(adapter: ZeroAdapter) -> Iterator[tuple[nn.Parameter, int, Tensor, int, int]]:
-    """ZeroAdapter.pieces as DeepSpeed's own mapping has it."""
-    for parameter in adapter.names:
-        if (found := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
-            weights, masters = found.lp_fragment_address, found.hp_fragment_address
-            flat = adapter.flats()[found.param_group_index]
-            yield parameter, weights.start, flat, masters.start, masters.start + masters.numel
-
-
-def with_pieces(work: Work, pieces: Callable[[ZeroAdapter], Any]) -> tuple[str | None, Curve]:
-    """The task: what the comparison says of an engine with round_robin_gradients, and its curve."""
-    with zero_settings(round_robin_gradients=True), mock.patch.object(ZeroAdapter, "pieces", pieces):
-        engine = work.make(seed=0)
-        return engine.differing_weights(), work.train(engine, 0, 0, SAVED_STEP)
-
-
-def test_pieces_by_hp_mapping_are_the_wrong_elements(pool: Pool) -> None:
-    work = Work(Layout("zero2 dp2"))
-    right, expected = pool.run(with_pieces, ranks=2, work=work, pieces=ZeroAdapter.pieces)[0]
-    wrong, curve = pool.run(with_pieces, ranks=2, work=work, pieces=by_hp_mapping)[0]
-    assert right is None
-    assert wrong is not None
-    assert curve != expected
 
 
 def uncut() -> AbstractContextManager[Any]:
