@@ -59,7 +59,6 @@ def named(engine: AnyEngine, parameter: str, what: str, tensor: Tensor) -> Named
 @pytest.mark.parametrize(
     "work",
     [
-        Work(Layout("zero1 dp2")),
         Work(Layout("zero1 dp2"), bf16, "tied"),
         Work(Layout("zero2-offload dp2"), bf16, "biases"),
         Work(Layout("zero2 tp2"), Precision.fp64),
