@@ -127,7 +127,7 @@ def assert_same(folder: Path, expected: Path) -> None:
     ours.verify_all()
     for key in ("step", "optimizer_step", "samples", "data"):
         assert ours.state[key] == theirs.state[key], f"{folder}: {key}"
-    assert ours.rows.keys() == theirs.rows.keys()
-    for state, name in ours.rows:
-        ours_, theirs_ = (each.read(state, name, 0, each.rows[state, name][-1].stop) for each in (ours, theirs))
+    assert ours.index.keys() == theirs.index.keys()
+    for state, name in ours.index:
+        ours_, theirs_ = (each.read(state, name, 0, each.index[state, name].size) for each in (ours, theirs))
         assert torch.equal(ours_.view(torch.uint8), theirs_.view(torch.uint8)), f"{folder}: {state} of {name}"

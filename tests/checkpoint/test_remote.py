@@ -15,7 +15,7 @@ import torch
 
 from megatrain.checkpoint import remote as remotes
 from megatrain.checkpoint import store
-from megatrain.checkpoint.folders import candidates, newest, problem_of, resolve, step_folder
+from megatrain.checkpoint.folders import every, newest, problem_of, resolve, step_folder
 from megatrain.checkpoint.format import CHUNK_BYTES, BrokenCheckpoint
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.checkpoint.store import StorageError
@@ -80,9 +80,8 @@ def test_local_and_copied_ones_are_one_list(tmp_path: Path, url: Url) -> None:
         upload(save(tmp_path / "run", step), url)
     shutil.rmtree(step_folder(tmp_path / "run", 20))
     remote, run_dir = remotes.root(url), tmp_path / "run"
-    found, passed_over = candidates(run_dir, url)
-    assert [one.path for one in found] == [step_folder(remote, 20), step_folder(run_dir, 10), step_folder(remote, 10)]
-    assert passed_over == []
+    places = [step_folder(remote, 20), step_folder(run_dir, 10), step_folder(remote, 10)]
+    assert [(one.path, one.problem) for one in every(run_dir, url)] == [(place, None) for place in places]
     assert newest(run_dir, url) == (step_folder(remote, 20), [])
     assert newest(run_dir) == (step_folder(run_dir, 10), [])
 
@@ -116,7 +115,7 @@ def test_what_is_removed_is_gone(tmp_path: Path, url: Url) -> None:
     for one in (folder, copy, folder, copy):
         remotes.remove(one)
         assert store.listing(one) == {}
-    assert candidates(tmp_path / "run", url) == ([], [])
+    assert every(tmp_path / "run", url) == []
 
 
 def test_the_commit_record_is_removed_first(
