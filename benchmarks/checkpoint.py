@@ -25,15 +25,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 import torch.distributed as dist
@@ -60,6 +60,8 @@ from megatrain.engines.ranges import MASTER, Shard, ShardReader, load
 from megatrain.model.spec import parameters
 from megatrain.resilience.agreement import Agreement
 from megatrain.resilience.progress import Progress
+
+P = ParamSpec("P")
 
 RANKS = 2
 STATES = (MASTER, "exp_avg", "exp_avg_sq")
@@ -104,8 +106,10 @@ def measure(arguments: argparse.Namespace) -> Result:
         tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder,
         ProcessPoolExecutor(RANKS, mp_context=get_context("spawn")) as ranks,
     ):
-        every = (repeat(value) for value in (store.port, Path(folder), model, arguments.rounds))
-        figures = next(ranks.map(rank_main, range(RANKS), *every))
+        work = partial(rank_main, port=store.port, folder=Path(folder), model=model, rounds=arguments.rounds)
+        running = [ranks.submit(work, rank) for rank in range(RANKS)]
+        # All ranks have the same figures. Where one fails, its error comes first, not that of those who wait for it.
+        figures, *_ = [each.result() for each in as_completed(running)]
     return Result(list(rows(figures, model)), list(bars(figures, model)))
 
 
@@ -115,22 +119,17 @@ def rank_main(rank: int, port: int, folder: Path, model: ModelConfig, rounds: in
     store = TCPStore("127.0.0.1", port, timeout=TIMEOUT)
     dist.init_process_group("gloo", store=PrefixStore("gloo", store), rank=rank, world_size=RANKS, timeout=TIMEOUT)
     saved, loaded = ([*shards(model, edges, rank)] for edges in (SAVED, LOADED))
-    plain, contenders = partial(write_plainly, saved, rank), (Ours(saved, loaded, rank, store), Dcp(saved, loaded))
-    figures: Figures = {}
-
-    def turn(operation: str, name: str, work: Callable[[Path], None]) -> None:
-        figures.setdefault((operation, name), []).append(timed(partial(work, folder / "round")))
-
+    contenders = Ours(saved, loaded, rank, store), Dcp(saved, loaded)
+    figures: Figures = defaultdict(list)
+    room = partial(empty, folder / "round", rank)
     for _ in range(1 + rounds):
-        make_room(folder / "round", rank)
-        turn(SAVE, PLAIN, plain)
+        figures[SAVE, PLAIN].append(timed(write_plainly, saved, room(), rank))
         for each in contenders:
-            make_room(folder / "round", rank)
-            turn(SAVE, each.name, each.save)
-            turn(LOAD, each.name, each.load)
+            saved_in = room()
+            figures[SAVE, each.name].append(timed(each.save, saved_in))
+            figures[LOAD, each.name].append(timed(each.load, saved_in))
             check(loaded)
-            make_room(folder / "round", rank)
-            turn(BEGIN, each.name, each.begin)
+            figures[BEGIN, each.name].append(timed(each.begin, room()))
             each.finish()
     dist.barrier()
     dist.destroy_process_group()
@@ -158,21 +157,22 @@ def check(loaded: list[Shard]) -> None:
             tensor.zero_()
 
 
-def make_room(folder: Path, rank: int) -> None:
-    """An empty folder; nothing of what was in it before is left for the disk to do."""
+def empty(folder: Path, rank: int) -> Path:
+    """The folder, empty; nothing of what was in it is left for the disk to do."""
     dist.barrier()
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         os.sync()
         folder.mkdir()
     dist.barrier()
+    return folder
 
 
-def timed(work: Callable[[], None]) -> Turn:
+def timed(work: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> Turn:
     """Does the work on all ranks at once."""
     dist.barrier()
     read, began = bytes_read(), time.perf_counter()
-    work()
+    work(*arguments, **options)
     seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
     read_by_all = torch.tensor(bytes_read() - read)
     dist.all_reduce(seconds, dist.ReduceOp.MAX)
@@ -186,7 +186,7 @@ def bytes_read() -> int:
     return int(line.split()[1])
 
 
-def write_plainly(saved: list[Shard], rank: int, folder: Path) -> None:
+def write_plainly(saved: list[Shard], folder: Path, rank: int) -> None:
     """Nothing but the bytes: one file, one fsync."""
     with (folder / str(rank)).open("wb", buffering=0) as file:
         for shard in saved:
@@ -205,9 +205,9 @@ class Ours:
     def __init__(self, saved: list[Shard], loaded: list[Shard], rank: int, store: TCPStore) -> None:
         self.saved = saved
         self.loaded = loaded
-        agree, agree_on_busy = (Agreement(store.clone(), RANKS, name, TIMEOUT) for name in ("save", "busy"))
+        agree = Agreement(store.clone(), RANKS, "checkpoint", TIMEOUT)  # type: ignore[attr-defined]
         self.manager = CheckpointManager(Path(), rank, RANKS, agree)
-        self.saver = BackgroundSaver(self.manager, SavingConfig(), Progress(), Progress(), agree_on_busy)
+        self.saver = BackgroundSaver(self.manager, SavingConfig(), Progress(), Progress())
         self.state: TrainerState = {
             "step": STEP,
             "optimizer_step": STEP,
