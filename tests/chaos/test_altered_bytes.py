@@ -93,7 +93,8 @@ def test_where_all_are_altered_none_is_loaded(two_checkpoints: Path, tmp_path: P
 @pytest.mark.parametrize("number", range(5))
 def test_the_run_goes_on_from_the_one_before(number: int, reference: Reference, tmp_path: Path) -> None:
     random = Random(seed())
-    run_dir = part_of(reference, tmp_path / f"run_{number}", steps=(8, 9, 10))
+    run_dir = tmp_path / f"run_{number}"
+    reference.copy(run_dir, steps=(8, 9, 10))
     alter(step_folder(run_dir, 10), random)
     alter(step_folder(run_dir, 9), random)
     with start(reference.data, run_dir, "saving.keep_last=0") as command:
@@ -108,18 +109,11 @@ def test_the_run_goes_on_from_the_one_before(number: int, reference: Reference, 
     assert reference.check(run_dir) == STEPS
 
 
-def part_of(reference: Reference, run_dir: Path, steps: tuple[int, ...]) -> Path:
-    """A run directory as after a death, with the reference's checkpoints of these steps."""
-    for step in steps:
-        shutil.copytree(step_folder(reference.run_dir, step), step_folder(run_dir, step))
-    shutil.copy(reference.run_dir / "metrics.jsonl", run_dir)
-    return run_dir
-
-
 @pytest.mark.long
 def test_a_run_without_a_whole_checkpoint_never_starts_afresh(reference: Reference, tmp_path: Path) -> None:
     random = Random(seed())
-    run_dir = part_of(reference, tmp_path / "run", steps=(9, 10))
+    run_dir = tmp_path / "run"
+    reference.copy(run_dir, steps=(9, 10))
     for step in (9, 10):
         alter(step_folder(run_dir, step), random)
     before = (run_dir / "metrics.jsonl").read_bytes()

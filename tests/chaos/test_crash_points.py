@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
+import os
 from pathlib import Path
 
 import pytest
 
+from megatrain.checkpoint.folders import step_folder
 from tests.chaos.runs import Dying, Point, Reference, injected, start
 
 SPANNING = (
@@ -19,13 +20,19 @@ SPANNING = (
     Point(0, "before fsync step/temporary"),
     Point(0, "before replace step/commit.json", everyone=True),
     Point(0, "after replace step/commit.json"),
-    Point(0, "after fsync step, number 2", everyone=True),
+    Point(0, "after fsync step, number 3", everyone=True),
     Point(0, "before unlink step/commit.json"),
     Point(0, "after unlink step/commit.json", everyone=True),
     Point(0, "before rmdir step", everyone=True),
 )
 """Each kind of call, each kind of death, both ranks. Deletions are those of retention."""
 BEFORE_THE_COMMIT = Point(0, "before replace step/commit.json", everyone=True)
+REPLACING = (
+    Point(0, "after rename step.replaced", everyone=True),
+    Point(0, "before replace step/commit.json"),
+    Point(0, "before unlink step.replaced/commit.json", everyone=True),
+)
+"""While a step is saved again whose checkpoint is committed and not whole: it stays until the third."""
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +49,37 @@ def test_a_run_that_died_at_them_ends_as_if_it_had_not(dying: Dying) -> None:
     dying.finish()
 
 
+def test_killed_while_a_checkpoint_is_replaced(reference: Reference, tmp_path: Path) -> None:
+    dying = Dying(reference, tmp_path)
+    reference.copy(dying.run_dir, steps=(3, 4))
+    os.truncate(step_folder(dying.run_dir, 4) / "rank_00001.bin", 1)
+    for point in REPLACING:
+        dying.die(point)
+    dying.finish()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("everyone", [False, True], ids=["the rank alone", "all"])
-def test_killed_at_every_point(everyone: bool, reference: Reference, tmp_path: Path) -> None:
+def test_killed_at_every_point(reference: Reference, tmp_path: Path) -> None:
     dying = Dying(reference, tmp_path)
     dying.die(BEFORE_THE_COMMIT)
-    points = every_point(dying, tmp_path / "log", everyone)
+    points = every_point(dying, tmp_path / "log")
     assert {point.moment for point in SPANNING} <= {point.moment for point in points}
     for point in points:
         print(point, flush=True)
-        if point.moment.startswith(("before at start", "after at start")):
+        if " at start, " in point.moment:
             dying.die(BEFORE_THE_COMMIT)  # Leaves what the start cleans up.
         dying.die(point)
     dying.finish()
 
 
-def every_point(dying: Dying, log: Path, everyone: bool) -> list[Point]:
-    """Before and after each call that changes the disk, from a start that cleans up, to the run's end."""
+def every_point(dying: Dying, log: Path) -> list[Point]:
+    """Before each call that changes the disk, where its rank dies, and after it, where all do; of a run that ends."""
     with start(dying.reference.data, dying.run_dir, environment=injected(dying.run_dir, log=str(log))) as command:
         command.succeed()
     dying.runs, dying.step = dying.runs + 1, 0
-    calls = dict.fromkeys(log.read_text().splitlines())
-    named = [call.removeprefix("rank ").split(": ", 1) for call in calls]
-    return [Point(int(rank), f"{when} {name}", everyone) for (rank, name), when in product(named, ("before", "after"))]
+    points = []
+    for line in dict.fromkeys(log.read_text().splitlines()):
+        rank, call = line.removeprefix("rank ").split(": ", 1)
+        points += [Point(int(rank), f"before {call}"), Point(int(rank), f"after {call}", everyone=True)]
+    return points

@@ -55,7 +55,7 @@ class Injection:
         self.action = action
         self.pause = Path(pause)
         self.log = log
-        self.first = f"open step/rank_{self.rank:05d}.bin" if self.rank else "mkdir step"
+        self.first = [f"open step/rank_{self.rank:05d}.bin"] if self.rank else ["mkdir step", "rename step.replaced"]
         self.saving = False
         self.seen = Counter[str]()
 
@@ -67,7 +67,7 @@ class Injection:
             return
         below = re.sub(r"step_\d+", "step", os.path.relpath(path, self.folder))
         name = f"{call} {TEMPORARY.sub('temporary', below)}"
-        if name == self.first:
+        if name in self.first:
             self.saving = True
             self.seen.clear()
         if not self.saving:
