@@ -20,9 +20,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.hookimpl(tryfirst=True)  # Before -m chooses by marker.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs the pool as distributed, and skips what needs a GPU where there is none."""
+    """Marks what starts processes as distributed, and skips what needs a GPU where there is none."""
     for item in items:
-        if "pool" in getattr(item, "fixturenames", ()) or item.path.parent.name == "distributed":
+        if item.path.parent.name == "chaos":
+            item.add_marker(pytest.mark.chaos)
+        if "pool" in getattr(item, "fixturenames", ()) or item.path.parent.name in ("distributed", "chaos"):
             item.add_marker(pytest.mark.distributed)
         if item.get_closest_marker("gpu") and device.accelerator() != "cuda":
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
