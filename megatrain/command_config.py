@@ -109,4 +109,4 @@ class InspectConfig:
     """`megatrain inspect`."""
 
     path: str = MISSING
-    """A shard set, a run directory or a step's folder."""
+    """A shard set, a run directory or a step's folder; the URL of one of the latter two."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import common, loader, prep
+from benchmarks import checkpoint, common, loader, prep
 from megatrain.data_prep import tokenizer
 
 
@@ -76,3 +76,24 @@ def test_prep_and_its_peer_make_the_same_tokens(tmp_path: Path) -> None:
     tokens = prep.prep(tmp_path)
     assert tokens > 0
     assert [prep.encode(tmp_path, vocabulary.eos_id, method) for method in prep.METHODS] == [tokens, tokens]
+
+
+@pytest.mark.distributed
+def test_checkpoints_of_both_are_written_read_and_timed(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(hidden_size=32, rounds=1, folder=str(tmp_path))
+    result = checkpoint.measure(arguments)
+    assert [(row["operation"], row["contender"]) for row in result.rows] == [
+        ("save", "plain writes"),
+        ("save", "megatrain"),
+        ("save", "DCP"),
+        ("begin to save", "megatrain"),
+        ("begin to save", "DCP"),
+        ("load", "megatrain"),
+        ("load", "DCP"),
+        ("begin to save", "megatrain, first"),
+    ]
+    assert all(float(row["GB/s"]) > 0 for row in result.rows)
+    assert len(result.bars) == 5
+    (read,) = (bar for bar in result.bars if "bytes read" in bar.name)
+    assert read.holds
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,8 @@
 """Reads a checkpoint of version 1: any range of any parameter, verified.
 
 Design choices:
-- What is read is read in whole chunks, and no chunk is used before its hash was checked; none is hashed twice.
+- What is read is read in whole chunks, and no chunk is used before its hash was checked; one that is read again is
+  checked again.
 - The pieces of a range are asked for together, whichever ranks' files they are in: from an object store they come at
   the same time.
 """
@@ -35,7 +36,7 @@ from megatrain.errors import GaveUp
 
 
 class DataFile:
-    """The bytes of one rank, each chunk verified at first touch."""
+    """The bytes of one rank."""
 
     def __init__(self, folder: Folder, rank: int, size: int, hashes_digest: str) -> None:
         """size: bytes of its data file. hashes_digest: xxh3-128 of its file of chunk hashes, in hexadecimal."""
@@ -43,9 +44,8 @@ class DataFile:
         self.rank = rank
         self.size = size
         self.hashes: bytes | None = None
-        self._hashes_digest = hashes_digest
-        self._verified = bytearray(-(-size // CHUNK_BYTES))
         self.bytes_read = 0
+        self._hashes_digest = hashes_digest
 
     @property
     def path(self) -> Folder:
@@ -55,7 +55,7 @@ class DataFile:
     @property
     def hashes_size(self) -> int:
         """Bytes of the file of chunk hashes."""
-        return len(self._verified) * DIGEST_BYTES
+        return -(-self.size // CHUNK_BYTES) * DIGEST_BYTES
 
     def take_hashes(self, hashes: bytes) -> None:
         """Verifies and keeps the chunk hashes."""
@@ -69,12 +69,9 @@ class DataFile:
         self.bytes_read += len(block)
         for position in range(0, len(block), CHUNK_BYTES):
             number = (start + position) // CHUNK_BYTES
-            if self._verified[number]:
-                continue
             expected = self.hashes[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
             if xxhash.xxh3_128_digest(block[position : position + CHUNK_BYTES]) != expected:
                 raise BrokenCheckpoint(f"{self.path}: chunk {number} (of {CHUNK_BYTES} bytes) is altered")
-            self._verified[number] = 1
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Design choices:
   copies its own files; rank 0 the commit record, last, once every file is there with its size.
 - A rank that copies first removes the commit record of an older attempt at the step: no reader sees a mixture.
 - Retries are left to the store's library. What fails after them is one OSError, which its caller may try again.
-- The store is asked for what it is every time: listings aren't kept.
+- No listing is kept by the store's library: another process may have changed what is there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def root(url: str, key: str = "saving.remote") -> UPath:
-    """The folder at `url`, which the same program may go on with on any thread; nothing is asked of the store yet.
+    """The folder at `url`. Nothing is asked of the store yet. What is below it may be used on any thread.
 
     Raises InputError naming `key`: no URL, an unknown protocol, or one whose package (s3fs, gcsfs) isn't installed.
     """

@@ -20,6 +20,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+import numpy as np
+
 from megatrain.errors import GaveUp
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def read_ranges(folder: Folder, ranges: Sequence[Range]) -> Iterator[memoryview]
 
 def _read_local(folder: Path, ranges: Sequence[Range]) -> Iterator[memoryview]:
     """Opens a file for each run of its ranges, not for longer: a thousand ranks' files would use up descriptors."""
-    buffer = memoryview(bytearray(max((stop - start for _, start, stop in ranges), default=0)))
+    buffer = np.empty(max((stop - start for _, start, stop in ranges), default=0), np.uint8).data
     for name, group in groupby(ranges, key=itemgetter(0)):
         with (folder / name).open("rb", buffering=0) as file:
             for _, start, stop in group:

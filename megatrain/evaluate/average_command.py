@@ -42,10 +42,12 @@ def _chosen(config: AverageConfig, found: list[Found[Path]]) -> list[Found[Path]
     if (config.last is None) == (not config.steps):
         raise InputError("last or steps: give one of them, how many checkpoints or which")
     whole = [one for one in found if one.problem is None]
+    if not whole:
+        raise bad_value("checkpoint", config.checkpoint, "holds no whole checkpoint; give a run directory")
     if config.last is not None:
         if not 1 <= config.last <= len(whole):
-            legal = f"{config.checkpoint} holds {len(whole)} whole checkpoints; legal: 1 to that"
-            raise bad_value("last", config.last, legal)
+            legal = f"1 to {len(whole)}, which {config.checkpoint} holds whole"
+            raise bad_value("last", config.last, f"legal: {legal}")
         return whole[: config.last]
     for step in config.steps:
         if step not in [one.step for one in whole]:

@@ -107,7 +107,8 @@ def _text_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task
         raise bad_value("text", config.text, f"has {len(ids)} tokens; at least 2 are needed to predict one")
     predicted = text[encoding.offsets[0][1] : encoding.offsets[len(ids) - 1][1]]
     objective = objectives.build(checkpoint.objective, checkpoint.document_mask)
-    batch = objective(text_sequences(ids, length))
+    # Of a text shorter than a sample nothing is padded: a model may be made for a hundred thousand tokens.
+    batch = objective(text_sequences(ids, min(length, len(ids) - 1)))
     return _Task(split(batch, config.micro_batch_size), len(batch.input_ids), length, len(predicted.encode()))
 
 

@@ -202,6 +202,16 @@ def test_a_read_touches_and_verifies_only_the_chunks_it_needs(tmp_path: Path) ->
         reader.read(MASTER, "w", 31 * chunk - 1, 31 * chunk)
 
 
+def test_a_chunk_that_is_read_again_is_verified_again(tmp_path: Path) -> None:
+    write(tmp_path / "c", even_layout({"w": (10,)}, 1), random_whole({"w": (10,)}))
+    reader = CheckpointReader(tmp_path / "c")
+    reader.verify_all()
+    data = tmp_path / "c" / "rank_00000.bin"
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    with pytest.raises(BrokenCheckpoint, match=r"rank_00000\.bin: chunk 0 \(of 65536 bytes\) is altered"):
+        reader.read(MASTER, "w", 5, 6)
+
+
 def test_what_it_does_not_hold_is_one_clear_line(tmp_path: Path) -> None:
     write(tmp_path / "c", even_layout({"w": (10,)}, 1), random_whole({"w": (10,)}))
     reader = CheckpointReader(tmp_path / "c")

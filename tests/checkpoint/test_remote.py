@@ -80,9 +80,8 @@ def test_local_and_copied_ones_are_one_list(tmp_path: Path, url: Url) -> None:
         upload(save(tmp_path / "run", step), url)
     shutil.rmtree(step_folder(tmp_path / "run", 20))
     remote, run_dir = remotes.root(url), tmp_path / "run"
-    found = every(run_dir, url)
-    assert [one.path for one in found] == [step_folder(remote, 20), step_folder(run_dir, 10), step_folder(remote, 10)]
-    assert [one.problem for one in found] == [None] * 3
+    places = [step_folder(remote, 20), step_folder(run_dir, 10), step_folder(remote, 10)]
+    assert [(one.path, one.problem) for one in every(run_dir, url)] == [(place, None) for place in places]
     assert newest(run_dir, url) == (step_folder(remote, 20), [])
     assert newest(run_dir) == (step_folder(run_dir, 10), [])
 

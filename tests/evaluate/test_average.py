@@ -59,8 +59,8 @@ def test_the_mean(
     [
         ([], "last or steps: give one of them, how many checkpoints or which"),
         (["last=2", "steps=[3]"], "last or steps: give one of them, how many checkpoints or which"),
-        (["last=5"], "last=5: {run} holds 4 whole checkpoints; legal: 1 to that"),
-        (["last=0"], "last=0: {run} holds 4 whole checkpoints; legal: 1 to that"),
+        (["last=5"], "last=5: legal: 1 to 4, which {run} holds whole"),
+        (["last=0"], "last=0: legal: 1 to 4, which {run} holds whole"),
         (["steps=[3,6]"], "steps=[3, 6]: {run} holds no whole checkpoint 6; legal: 8, 5, 4, 3"),
     ],
 )
@@ -70,6 +70,13 @@ def test_what_is_not_there_is_one_line(
     assert main(["average", f"checkpoint={run_dir}", f"output={tmp_path / 'mean'}", *arguments]) == 2
     assert capsys.readouterr().err == f"megatrain average: {message.format(run=run_dir)}\n"
     assert not (tmp_path / "mean").exists()
+
+
+def test_what_is_no_run_directory_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["average", f"checkpoint={tmp_path}", f"output={tmp_path / 'mean'}", "last=1"]) == 2
+    assert capsys.readouterr().err == (
+        f"megatrain average: checkpoint={tmp_path}: holds no whole checkpoint; give a run directory\n"
+    )
 
 
 def test_only_checkpoints_of_one_model_have_a_mean(

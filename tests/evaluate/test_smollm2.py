@@ -76,4 +76,4 @@ def test_perplexity_is_that_of_transformers(scratch: Path) -> None:
         assert scores["targets"] == SAMPLES * LENGTH
         assert scores["perplexity"] == pytest.approx(expected, rel=1e-4)
     # It knows a licence: an untrained one would be at its 49,152 ids.
-    assert expected < 20
+    assert expected < 30

@@ -129,7 +129,7 @@ def read_config(folder: Path) -> Description:
     """What the folder's config.json describes. Raises InputError naming the key that our model can't express."""
     path = folder / CONFIG
     loaded = read_json(path)
-    kind = loaded.get("model_type")
+    kind = str(loaded.get("model_type"))
     if kind not in ARCHITECTURES:
         raise bad_value(f"{path}: model_type", kind, f"legal: {', '.join(ARCHITECTURES)}")
     architecture = f"{ARCHITECTURES[kind]}ForCausalLM"
@@ -137,6 +137,8 @@ def read_config(folder: Path) -> Description:
         raise bad_value(f"{path}: architectures", json.dumps(given), f"legal: {json.dumps([architecture])}")
     keys = Keys(path, {**DEFAULTS[kind], **loaded})
     sequence_length = keys.integer("max_position_embeddings")
+    if sequence_length < 1:
+        raise keys.error("max_position_embeddings", sequence_length, "has to be above 0")
     model = _model(keys, kind, folder.absolute().name, sequence_length)
     eos = keys.pop("eos_token_id")
     keys.check_rest()
@@ -150,7 +152,7 @@ def read_config(folder: Path) -> Description:
 def _model(keys: Keys, kind: str, name: str, sequence_length: int) -> ModelConfig:
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     layers = keys.integer("num_hidden_layers")
-    own_head_dim = keys.integer("head_dim", 0)
+    own_head_dim = keys.integer_or_none("head_dim")
     theta, scaling = _rope(keys, sequence_length)
     return ModelConfig(
         name=name,
@@ -159,7 +161,7 @@ def _model(keys: Keys, kind: str, name: str, sequence_length: int) -> ModelConfi
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=keys.integer("num_key_value_heads", heads),
-        head_dim=own_head_dim if own_head_dim * heads not in (0, hidden) else None,
+        head_dim=None if own_head_dim is None or own_head_dim * heads == hidden else own_head_dim,
         intermediate_size=keys.integer("intermediate_size"),
         norm_eps=keys.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
@@ -204,7 +206,7 @@ def _window(keys: Keys, kind: str, layers: int) -> int | None:
     """The window of every layer. Raises InputError where only some layers have one."""
     if kind == "llama":
         return None
-    window = keys.integer("sliding_window", 0) or None
+    window = keys.integer_or_none("sliding_window")
     if kind == "mistral":
         return window
     used = keys.switch("use_sliding_window")

@@ -27,14 +27,15 @@ NEUTRAL: dict[str, Any] = {
     "pruned_heads": {},
     "rope_interleaved": False,
     "tie_encoder_decoder": False,
+    "use_mrope": False,
     "use_sliding_window": False,
 }
 """Keys that change the numbers, and the one value with which they don't."""
 
 _RUNNING = """
 _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _model_name_or_path _name_or_path
-architectures attn_implementation dtype is_llama_config model_type name_or_path pretraining_tp torch_dtype torchscript
-transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+architectures attn_implementation dtype is_llama_config max_sequence_length model_type name_or_path pretraining_tp
+torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
 """Names, versions, the dtype of files, how a program runs the model."""
 
@@ -73,13 +74,20 @@ class Keys:
         """That the key can't have the value."""
         return bad_value(f"{self.path}: {self.prefix}{key}", json.dumps(given), legal)
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number; `default` where there is none. Raises InputError."""
+    def integer_or_none(self, key: str) -> int | None:
+        """A whole number, if there is one. Raises InputError."""
         value = self.pop(key)
-        value = default if value is None else value
-        if type(value) is int:
+        if value is None or type(value) is int:
             return value
         raise self.error(key, value, "a whole number is needed")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number; `default` where there is none. Raises InputError."""
+        value = self.integer_or_none(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.error(key, None, "a whole number is needed")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number; `default` where there is none. Raises InputError."""
@@ -108,10 +116,14 @@ class Keys:
                 raise self.error(key, value, f"not expressible; legal: {json.dumps(NEUTRAL[key])}")
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError where there is none."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), parse_constant=_no_number)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except ValueError as error:

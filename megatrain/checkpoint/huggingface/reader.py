@@ -11,7 +11,6 @@ Design choices:
 
 from __future__ import annotations
 
-import json
 import re
 from functools import reduce
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatrain.checkpoint.huggingface.config import read_config
+from megatrain.checkpoint.huggingface.keys import read_json
 from megatrain.checkpoint.huggingface.tensors import BLOCK_ELEMENTS, EMBEDDING, HEAD, HuggingFaceTensor, tensors
 from megatrain.engines.ranges import MASTER
 from megatrain.errors import InputError
@@ -90,7 +90,7 @@ class HuggingFaceReader:
         expected = {tensor.name: tensor for group in self._tensors.values() for tensor in group}
         missing = [name for name in expected if name not in self._slices]
         if missing:
-            raise InputError(f"{self.folder}: {len(missing)} tensors are missing, {missing[0]} among them")
+            raise InputError(f"{self.folder}: {missing[0]} is missing, of {len(expected)} tensors {len(missing)}")
         for name, found in self._slices.items():
             if name in expected:
                 shape = tuple(found.get_shape())
@@ -110,7 +110,8 @@ class HuggingFaceReader:
         head, embedding = self._slices[HEAD], self._slices[EMBEDDING]
         rows, width = embedding.get_shape()
         step = max(1, BLOCK_ELEMENTS // width)
-        same = head.get_shape() == [rows, width] and all(
+        alike = (head.get_shape(), head.get_dtype()) == (embedding.get_shape(), embedding.get_dtype())
+        same = alike and all(
             torch.equal(head[start : start + step], embedding[start : start + step]) for start in range(0, rows, step)
         )
         if not same:
@@ -145,8 +146,8 @@ def _files(folder: Path) -> list[Path]:
             raise InputError(f"{folder}: no model*.safetensors in it{why}")
         return paths
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError):
+        names = sorted({str(name) for name in read_json(folder / INDEX)["weight_map"].values()})
+    except (KeyError, AttributeError):
         raise InputError(f"{folder / INDEX}: no index of safetensors files") from None
     for name in names:
         if Path(name).name != name:

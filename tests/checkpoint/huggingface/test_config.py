@@ -11,8 +11,10 @@ import pytest
 import transformers
 
 from megatrain.checkpoint.huggingface.config import hugging_face_config, read_config
+from megatrain.compose import compose
 from megatrain.config import ModelConfig, Precision, RopeScaling
 from megatrain.errors import InputError
+from megatrain.model.spec import parameter_count
 from tests.huggingface import LLAMA, MODELS
 
 
@@ -40,6 +42,62 @@ def test_what_transformers_writes_is_read_as_the_same_model(tmp_path: Path, mode
     assert values["rope_parameters"]["rope_theta"] == 500.0
     assert "rope_theta" not in values
     assert read(tmp_path, values) == model
+
+
+LLAMA_3_2_1B = """
+{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+ "eos_token_id": 128001, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+ "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
+ "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1,
+ "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+ "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0, "tie_word_embeddings": true,
+ "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0", "use_cache": true, "vocab_size": 128256}
+"""
+MISTRAL_7B = """
+{"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+ "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+ "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+ "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": false,
+ "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0", "use_cache": true, "vocab_size": 32000}
+"""
+QWEN_2_5_HALF_B = """
+{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+ "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864,
+ "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14,
+ "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+ "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16", "transformers_version": "4.40.1",
+ "use_cache": true, "use_mrope": false, "use_sliding_window": false, "vocab_size": 151936}
+"""
+QWEN3_0_6B = """
+{"architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 151643,
+ "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+ "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+ "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+ "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true,
+ "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true, "use_sliding_window": false,
+ "vocab_size": 151936}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "window"),
+    [
+        (LLAMA_3_2_1B, 1_235_814_400, None),
+        (MISTRAL_7B, 7_241_732_096, 4096),
+        (QWEN_2_5_HALF_B, 494_032_768, None),
+        (QWEN3_0_6B, 596_049_920, None),
+    ],
+    ids=["Llama 3.2 1B", "Mistral 7B", "Qwen2.5 0.5B", "Qwen3 0.6B"],
+)
+def test_published_models_have_their_published_counts(
+    tmp_path: Path, text: str, count: int, window: int | None
+) -> None:
+    model = read(tmp_path, json.loads(text))
+    assert parameter_count(model) == count
+    assert model.sliding_window == window
+    if text == LLAMA_3_2_1B:
+        preset = compose("train", ["model=llama_1b", "run_dir=r", "max_steps=1"]).model
+        assert model == replace(preset, name="model")
 
 
 DEFAULTS = {
@@ -95,6 +153,8 @@ LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_fa
     ("kind", "changes", "message"),
     [
         ("Llama", {"model_type": "gemma"}, "model_type=gemma: legal: llama, mistral, qwen2, qwen3"),
+        ("Llama", {"model_type": ["llama"]}, "model_type=['llama']: legal: llama, mistral, qwen2, qwen3"),
+        ("Llama", {"max_position_embeddings": 0}, "max_position_embeddings=0: has to be above 0"),
         ("Llama", {"architectures": ["LlamaModel"]}, 'architectures=["LlamaModel"]: legal: ["LlamaForCausalLM"]'),
         ("Llama", {"hidden_act": "gelu"}, 'hidden_act="gelu": not expressible; legal: "silu"'),
         ("Llama", {"attention_multiplier": 0.5}, "attention_multiplier=0.5: this program doesn't know the key"),
@@ -123,6 +183,7 @@ LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_fa
         ("Qwen2", {"layer_types": ["sliding_attention"] * 2}, "layer_types="),
         ("Llama", {"hidden_size": "64"}, 'hidden_size="64": a whole number is needed'),
         ("Llama", {"num_hidden_layers": None}, "num_hidden_layers=null: a whole number is needed"),
+        ("Mistral", {"sliding_window": 0}, "model.sliding_window=0: has to be above 0"),
         ("Llama", {"tie_word_embeddings": "yes"}, 'tie_word_embeddings="yes": legal: false, true'),
         ("Llama", {"num_key_value_heads": 3}, "model.num_kv_heads=3: has to divide model.num_heads=4"),
     ],
@@ -157,7 +218,9 @@ def test_llama3_scaling_of_older_files(tmp_path: Path) -> None:
     assert read(tmp_path, config_of(LLAMA) | {"rope_scaling": LLAMA3}) == model
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "not a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ('{"a": NaN}', "not JSON"), ("[]", "not a JSON object")]
+)
 def test_what_is_no_json_object_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=f"config.json: {message}"):

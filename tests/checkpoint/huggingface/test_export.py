@@ -36,10 +36,12 @@ def export(
     return reader
 
 
-@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
-def test_transformers_computes_the_same(tokenizer: Path, tmp_path: Path, config: ModelConfig) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_computes_the_same(tokenizer: Path, tmp_path: Path, name: str) -> None:
+    config = MODELS[name]
     reader = export(tokenizer, tmp_path / "out", config)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(theirs).__name__ == f"{name.split()[0]}ForCausalLM"
     ours = Transformer(config)
     for name, parameter in ours.named_parameters():
         parameter.data.copy_(reader.read("master", name, 0, parameter.numel()).view_as(parameter))
