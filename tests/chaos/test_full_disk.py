@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from megatrain.checkpoint.folders import scan
 from megatrain.observe.records import Record, read
 from tests.chaos.runs import STEPS, Reference, injected, start
 from tests.conftest import fill
+
+pytestmark = pytest.mark.timeout(400)
 
 MEGABYTE = 1 << 20
 DISK = 24 * MEGABYTE
