@@ -6,14 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-distributed test-parity test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-distributed test-parity test-chaos test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
 test: test-fast test-distributed $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
 
-test-fast test-distributed test-parity: export CUDA_VISIBLE_DEVICES =  # They test the CPU's paths, on any machine.
+test-fast test-distributed test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not distributed and not gpu and not long"
@@ -24,6 +24,9 @@ test-distributed: $(VENV)/installed  ## real processes over gloo
 test-parity: $(VENV)/installed  ## every layout against one process; an hour on two cores
 	$(PYTEST) -m "distributed and not gpu" $(addprefix tests/distributed/test_, \
 		parity.py costs.py pipeline.py initial_weights.py checkpoint_layouts.py)
+
+test-chaos: $(VENV)/installed  ## every way to die in a save; half an hour on two cores
+	$(PYTEST) -m chaos tests/chaos
 
 test-gpu: $(VENV)/installed  ## what needs one GPU
 	$(PYTEST) -m gpu

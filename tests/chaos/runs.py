@@ -115,7 +115,7 @@ class Dying:
         action = "kill all" if point.everyone else "kill"
         environment = injected(self.run_dir, rank=point.rank, point=point.moment, action=action)
         with start(self.reference.data, self.run_dir, environment=environment) as command:
-            finished = command.wait(60)
+            finished = command.wait()
             assert command.left_over() == []
         killed = f"megatrain train: rank {point.rank} ({socket.gethostname()}) was killed by signal 9\n"
         said = [line for line in finished.stderr.splitlines(keepends=True) if not line.startswith("passed over: ")]

@@ -20,6 +20,8 @@ from megatrain.observe.records import read
 from tests.chaos.runs import STEPS, Reference, start
 from tests.checkpoint.layouts import STATES, even_layout, random_whole, write
 
+pytestmark = pytest.mark.timeout(400)
+
 PLACES = 100
 SHAPES: dict[str, tuple[int, ...]] = {"embedding": (300, 64), "head": (64, 300)}
 OLDER, NEWEST = 10, 20

@@ -10,6 +10,8 @@ import pytest
 from megatrain.checkpoint.folders import step_folder
 from tests.chaos.runs import Dying, Point, Reference, injected, start
 
+pytestmark = pytest.mark.timeout(400)
+
 SPANNING = (
     Point(0, "before mkdir step", everyone=True),
     Point(0, "before open step/rank_00000.bin"),

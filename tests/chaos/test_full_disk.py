@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
+import mmap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from megatrain.checkpoint.folders import scan
 from megatrain.observe.records import Record, read
-from tests.chaos.runs import STEPS, Reference, start
+from tests.chaos.runs import STEPS, Reference, injected, start
+from tests.conftest import fill
+
+pytestmark = pytest.mark.timeout(400)
 
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB, which three checkpoints fill."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+DISK = 24 * MEGABYTE
+"""Three checkpoints fill it."""
 
 
 def events(run_dir: Path, kind: str) -> list[Record]:
     return [event for event in read(run_dir / "events.jsonl") if event["event"] == kind]
 
 
-def test_the_run_goes_on_without_a_checkpoint_until_there_is_space(small_disk: Path, reference: Reference) -> None:
-    run_dir, ballast = small_disk / "run", small_disk / "ballast"
-    ballast.write_bytes(bytes(20 * MEGABYTE))
+def test_the_run_goes_on_without_a_checkpoint_until_there_is_space(
+    small_disk: Callable[[int], Path], reference: Reference
+) -> None:
+    disk = small_disk(DISK)
+    run_dir, ballast = disk / "run", disk / "ballast"
+    ballast.write_bytes(bytes(DISK - 4 * MEGABYTE))
     saving = ("saving.every=6", "saving.retries=1", "saving.retry_seconds=0.1")
     with start(reference.data, run_dir, *saving) as command:
         command.wait_for(lambda: bool(events(run_dir, "save_failed")), "a save that fails")
@@ -48,4 +45,23 @@ def test_the_run_goes_on_without_a_checkpoint_until_there_is_space(small_disk: P
     assert len(warnings) == len(failed)
     assert "step_00000006: not saved: rank " in warnings[0]
     assert "No space left on device; the run goes on" in warnings[0]
+    assert reference.check(run_dir) == STEPS
+
+
+def test_records_wait_for_space(small_disk: Callable[[int], Path], reference: Reference, tmp_path: Path) -> None:
+    """While a save holds what is left of the disk, training writes records."""
+    disk, pause = small_disk(DISK), tmp_path / "pause"
+    run_dir = disk / "run"
+    environment = injected(run_dir, rank=0, point="before fsync step/rank_00000.bin", action="pause", pause=str(pause))
+    with start(reference.data, run_dir, "saving.every=12", environment=environment) as command:
+        command.wait_for(pause.exists, "a save")
+        ballast = fill(disk)
+        metrics = run_dir / "metrics.jsonl"
+        size = -(-metrics.stat().st_size // mmap.PAGESIZE) * mmap.PAGESIZE  # The disk's blocks are pages.
+        command.wait_for(lambda: metrics.stat().st_size == size, "a record that doesn't fit")
+        time.sleep(1)
+        ballast.unlink()
+        pause.unlink()
+        command.succeed()
+    assert [event["step"] for event in events(run_dir, "save")] == [12, 24]
     assert reference.check(run_dir) == STEPS

@@ -85,7 +85,7 @@ def kill(command: Command, whom: str) -> None:
         ranks[int(whom[-1])].kill()
     else:
         command.process.kill()
-    finished = command.wait(60)
+    finished = command.wait()
     assert finished.code in (0, -signal.SIGKILL, BUG), finished
     assert (finished.code == BUG) == ("was killed by signal 9" in finished.stderr), finished
     assert command.left_over() == []

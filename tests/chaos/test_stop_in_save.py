@@ -13,6 +13,8 @@ from megatrain.errors import STOPPED
 from megatrain.resilience.outcome import read_outcome
 from tests.chaos.runs import Reference, injected, start
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_request_to_stop_waits_for_the_save(rank: int, reference: Reference, tmp_path: Path) -> None:
