@@ -31,6 +31,16 @@ class Norm(Enum):
     layer = "layer"
 
 
+class Packing(Enum):
+    """How documents are put into samples.
+
+    concat: one after the other, cut where a sample is full. best_fit: whole where they fit, with some padding.
+    """
+
+    concat = "concat"
+    best_fit = "best_fit"
+
+
 class WhenBusy(Enum):
     """A save that is due while another is written."""
 
@@ -170,6 +180,10 @@ class DataConfig:
     """A folder that `megatrain prep` wrote; or give data.sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several sets with weights: data.sources.NAME.path=DIR."""
+    packing: Packing = Packing.concat
+    """How documents are put into samples: concat or best_fit."""
+    index_path: str | None = None
+    """The folder that keeps the indexes of best_fit; null: beside the manifest of each set."""
     document_mask: bool = True
     """Attention stays within a document, and positions start again with each."""
     prefetch: int = 2

@@ -41,11 +41,11 @@ class Reader:
         self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open)
         self._starts = lru_cache(maxsize=max(1, STARTS_BYTES // largest))(self._read_starts)
 
-    def read(self, start: int, stop: int, ids: Int32, document: Int32) -> None:
+    def read(self, start: int, stop: int, ids: Int32, document: Int32 | None) -> None:
         """Writes the ids of tokens [start, stop) of the set to the front of `ids`.
 
         ids, document: int32[at least stop - start]. Where a document begins at place i, document[i] = i is written;
-        the rest of `document` is left as it is.
+        the rest of `document` is left as it is. None: nobody wants to know.
         Raises GaveUp, naming shard and member, if what is read was altered since it was written.
         """
         first_token = self._members.first_token
@@ -56,10 +56,11 @@ class Reader:
             if not self._verified[member]:
                 self._verify(member)
             ids[at - start : end - start] = self._tokens(member)[at - begin : end - begin]
-            starts = self._starts(member)
-            low, high = starts.searchsorted((at - begin, end - begin))
-            places = starts[low:high] + (begin - start)
-            document[places] = places
+            if document is not None:
+                starts = self._starts(member)
+                low, high = starts.searchsorted((at - begin, end - begin))
+                places = starts[low:high] + (begin - start)
+                document[places] = places
             at, member = end, member + 1
 
     def _tokens(self, member: int) -> npt.NDArray[Any]:

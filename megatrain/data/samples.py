@@ -15,17 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from megatrain.config import DataConfig, SourceConfig
+from megatrain.config import DataConfig, Packing, SourceConfig
+from megatrain.data.best_fit import open_best_fit
 from megatrain.data.format import TRAIN, Manifest, open_set
 from megatrain.data.mixture import Mixture, Share
 from megatrain.data.order import Int64, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
-from megatrain.data.sequences import SequenceIndex, read_members
+from megatrain.data.sequences import ConcatIndex, SequenceIndex, read_members
 from megatrain.errors import InputError, bad_value
 
 EMPTY = -1
 """In place of a sample's number: an empty sample."""
-PACKING = "concat"
 PATH_SOURCE = "data"
 """The name of the source that data.path stands for."""
 
@@ -59,12 +59,12 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     """Opens the sets of a configuration, by name.
 
     Raises InputError, naming key or file, where one can't be had, holds no sample, or has another tokenizer than the
-    rest; GaveUp if an index was altered.
+    rest; GaveUp if an index was altered. Makes the index of data.packing=best_fit where there is none.
     """
     if (config.path is None) == (not config.sources):
         raise InputError("data.path or data.sources.NAME.path: give one of them, a folder that `megatrain prep` wrote")
     wanted = config.sources or {PATH_SOURCE: SourceConfig(path=str(config.path))}
-    sources = [_open_source(name, wanted[name], sequence_length, split) for name in sorted(wanted)]
+    sources = [_open_source(name, wanted[name], config, sequence_length, split) for name in sorted(wanted)]
     for source in sources:
         if source.manifest.tokenizer_sha256 != sources[0].manifest.tokenizer_sha256:
             raise bad_value(
@@ -75,10 +75,14 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     return sources
 
 
-def _open_source(name: str, config: SourceConfig, sequence_length: int, split: str) -> Source:
+def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_length: int, split: str) -> Source:
     shards = open_set(config.path, split)
     members = read_members(shards)
-    index = SequenceIndex(members, sequence_length)
+    index: SequenceIndex
+    if data.packing is Packing.best_fit:
+        index = open_best_fit(shards, members, sequence_length, data.index_path)
+    else:
+        index = ConcatIndex(members, sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
     return Source(name, config, shards.manifest, shards.tokenizer, index, Reader(shards, members))
@@ -95,10 +99,16 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
     length = np.zeros(len(sample), np.int32)
     for number, each in enumerate(sources):
         rows = np.flatnonzero((source == number) & (sample != EMPTY))
-        start, stop = each.index.locate(sample[rows])
-        length[rows] = stop - start
-        for row, begin, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
-            each.reader.read(begin, end, ids[row], document[row])
+        pieces = each.index.locate(sample[rows])
+        size = pieces.stop - pieces.start
+        before = np.cumsum(size) - size
+        at = before - before[np.searchsorted(pieces.sample, pieces.sample)]
+        row = rows[pieces.sample]
+        length[row] = at + size  # of several pieces the last one's stays
+        document[row, at] = at
+        starts = None if each.index.whole_documents else document
+        for r, place, begin, end in zip(*(x.tolist() for x in (row, at, pieces.start, pieces.stop)), strict=True):
+            each.reader.read(begin, end, ids[r, place:], None if starts is None else starts[r])
     padded = np.flatnonzero(length < width)
     document[padded, length[padded]] = length[padded]
     np.maximum.accumulate(document, axis=1, out=document)

@@ -1,23 +1,25 @@
-"""How a set is cut into samples of S + 1 ids, S being sequence_length: concat windows over pack units. No torch.
+"""How a set is cut into samples of S + 1 ids, S being sequence_length: pack units, and concat windows. No torch.
 
 Design choices:
-- All tokens of a set stand in one row, member after member; a sample is a range of that row. So where a sample lies is
-  arithmetic on token counts from the shard indexes, and no token is read to find it.
+- All tokens of a set stand in one row, member after member; a sample is pieces, each a range of that row. So no token
+  is read to find a sample.
 - A pack unit is the shortest run of whole consecutive members of one shard that holds at least 256 samples, or the rest
-  of the shard. Windows never cross it, so a sample needs one file, and a shard's samples depend on no other shard.
-- Windows advance by S and overlap in one id: each id of a unit but its first is predicted exactly once. The last
-  window is short, and padded when read: nothing is dropped. A unit of one token has nothing to predict.
+  of the shard. Samples never cross it, so a sample needs one file, and a shard's samples depend on no other shard.
+- Concat: windows advance by S and overlap in one id, so each id of a unit but its first is predicted exactly once. The
+  last window is short, and padded when read: nothing is dropped. A unit of one token has nothing to predict. Where a
+  window lies is arithmetic on token counts. Best-fit packing is in packing.py and best_fit.py.
 - Members are columns of numbers, never objects: 52 bytes for a member of 4 MB, 13 MB for a terabyte.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from megatrain.config import Packing
 from megatrain.data.format import ShardSet
 from megatrain.data.order import Int64
 
@@ -64,28 +66,64 @@ def read_members(shards: ShardSet) -> Members:
     )
 
 
-class SequenceIndex:
+@dataclass(frozen=True)
+class Pieces:
+    """What samples consist of: [start, stop) of the row of all tokens, sample after sample.
+
+    sample: which of the samples asked for, never decreasing. start, stop: where; 2 to S + 1 ids. All int64[pieces].
+    """
+
+    sample: Int64
+    start: Int64
+    stop: Int64
+
+
+class SequenceIndex(Protocol):
     """Where each sample of a set lies.
 
-    sequence_length: S. samples: how many there are.
+    packing: how documents were put into samples. sequence_length: S. samples: how many there are.
+    whole_documents: no document begins within a piece, but each piece is one of its own.
     """
+
+    packing: ClassVar[Packing]
+    whole_documents: ClassVar[bool]
+    sequence_length: int
+    samples: int
+
+    def locate(self, sample: Int64) -> Pieces:
+        """The pieces of samples int64[any number], each in 0 to samples - 1; at most S + 1 ids a sample."""
+
+    @property
+    def padding_share(self) -> float:
+        """The share of all positions, S a sample, that come after the last target of their sample."""
+
+
+class ConcatIndex:
+    """Samples that are windows over pack units: one piece each."""
+
+    packing: ClassVar = Packing.concat
+    whole_documents: ClassVar = False
 
     def __init__(self, members: Members, sequence_length: int) -> None:
         self.sequence_length = sequence_length
-        bounds = members.first_token[np.append(_unit_starts(members, sequence_length), len(members))]
+        bounds = members.first_token[np.append(unit_starts(members, sequence_length), len(members))]
         self._begin, self._end = bounds[:-1], bounds[1:]
         windows = np.maximum(-((1 - np.diff(bounds)) // sequence_length), 0)  # ceil((tokens - 1) / S)
         self._first_sample = np.concatenate([[0], np.cumsum(windows)])
         self.samples = int(self._first_sample[-1])
 
-    def locate(self, sample: Int64) -> tuple[Int64, Int64]:
-        """The range [start, stop) of the row of all tokens of samples int64[any]: 2 to S + 1 ids each."""
+    def locate(self, sample: Int64) -> Pieces:
         unit = np.searchsorted(self._first_sample, sample, side="right") - 1
         start = self._begin[unit] + (sample - self._first_sample[unit]) * self.sequence_length
-        return start, np.minimum(start + self.sequence_length + 1, self._end[unit])
+        return Pieces(np.arange(len(sample)), start, np.minimum(start + self.sequence_length + 1, self._end[unit]))
+
+    @property
+    def padding_share(self) -> float:
+        targets = int(np.maximum(self._end - self._begin - 1, 0).sum())
+        return 1 - targets / (self.samples * self.sequence_length)
 
 
-def _unit_starts(members: Members, sequence_length: int) -> npt.NDArray[np.intp]:
+def unit_starts(members: Members, sequence_length: int) -> npt.NDArray[np.intp]:
     """The first member of each pack unit, ascending; every shard at once, unit by unit."""
     needed = (UNIT_SAMPLES - 1) * sequence_length + 2  # the least tokens that make UNIT_SAMPLES windows
     shard_start = np.flatnonzero(np.diff(members.shard, prepend=-1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from megatrain.data.samples import PACKING, Source
+from megatrain.data.samples import Source
 from megatrain.errors import InputError
 
 Fingerprint = dict[str, int | float | str | None]
@@ -40,7 +40,7 @@ def fingerprint(sources: list[Source], seed: int) -> Fingerprint:
     values: Fingerprint = {
         "seed": seed,
         "sequence_length": sources[0].index.sequence_length,
-        "data.packing": PACKING,
+        "data.packing": sources[0].index.packing.value,
     }
     for source in sources:
         key = f"data.sources.{source.name}"
