@@ -2,7 +2,7 @@
 
 Design choices:
 - Packing depends on the length of every document, so it is done once, shard by shard in several processes, and kept in
-  a file (tables.py) beside the manifest. The name has the manifest's hash: the index of other data is another file.
+  a file beside the manifest (tables.py).
 - A pack unit's samples are one block of numbers (packing.py), 8 bytes a piece and 4 a sample. Where the blocks are
   follows from two cumulative counts a unit. So sample n is found by one search, whatever the size of the set.
 - A block is hashed when it is first touched, as members are: nothing that grows with the set is read at the start but
@@ -13,7 +13,6 @@ Design choices:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,9 @@ from megatrain.data.format import LENGTH_DTYPE, ShardSet
 from megatrain.data.order import Int64
 from megatrain.data.packing import WORD, Words, pack_unit
 from megatrain.data.sequences import Members, Pieces, unit_starts
-from megatrain.data.tables import Array, Column, Key, kept
-from megatrain.data_prep.pool import in_order
-from megatrain.errors import GaveUp, bad_value
+from megatrain.data.tables import Array, Column, by_processes, set_table
+from megatrain.errors import GaveUp
 
-VERSION = 1
-"""Of the packing and the columns: another makes another file."""
 DOCUMENTS_A_WORKER = 500_000
 """Fewer are packed in about the time in which a process starts."""
 
@@ -48,15 +44,15 @@ class BestFitIndex:
     packing: ClassVar = Packing.best_fit
     whole_documents: ClassVar = True
 
-    def __init__(self, path: Path, columns: dict[str, Array], members: Members, sequence_length: int) -> None:
+    def __init__(self, shards: ShardSet, columns: dict[str, Array], sequence_length: int) -> None:
         self.sequence_length = sequence_length
-        self._path = path
+        self._folder = shards.folder
         self._first_sample, self._first_piece = columns["first_sample"], columns["first_piece"]
         self._begin, self._digest, self._blocks = columns["begin"], columns["digest"], columns["blocks"]
         self._verified = np.zeros(len(self._begin), np.bool_)
         self.samples = int(self._first_sample[-1])
         # A document of one id is left out; any other has an id more than it is long for each piece after its first.
-        self._ids = int(members.first_token[-1] + self._first_piece[-1] - members.documents.sum())
+        self._ids = shards.manifest.tokens + int(self._first_piece[-1]) - shards.manifest.documents
 
     def locate(self, sample: Int64) -> Pieces:
         """Raises GaveUp if a block was altered."""
@@ -82,7 +78,8 @@ class BestFitIndex:
     def _verify(self, unit: int) -> None:
         first, last = (self._first_sample[unit : unit + 2] + 2 * self._first_piece[unit : unit + 2]).tolist()
         if xxhash.xxh3_64_intdigest(self._blocks[first:last].data) != self._digest[unit]:
-            raise GaveUp(f"{self._path}: altered since it was made (xxh3-64 differs); delete it, and it is made anew")
+            name = f"best_fit-{self.sequence_length}"
+            raise GaveUp(f"{self._folder}: its {name} index was altered; delete it, and the next start makes it anew")
         self._verified[unit] = True
 
 
@@ -94,20 +91,9 @@ def open_best_fit(
     members: read_members(shards). index_path: data.index_path.
     Raises InputError if the file can't be written, GaveUp if the set was altered.
     """
-    folder = shards.folder if index_path is None else Path(index_path)
-    key: Key = {
-        "version": VERSION,
-        "packing": Packing.best_fit.value,
-        "sequence_length": sequence_length,
-        "manifest_sha256": shards.manifest.sha256,
-    }
-    path = folder / f"{Packing.best_fit.value}-{sequence_length}-{shards.manifest.sha256[:16]}.index"
-    try:
-        columns = kept(path, key, lambda: _columns(shards, members, sequence_length), {"blocks"})
-    except OSError as error:
-        why = f"{path.name} can't be written there: {error.strerror or error}; give a folder that can be"
-        raise bad_value("data.index_path", folder, why) from None
-    return BestFitIndex(path, columns, members, sequence_length)
+    name = f"{Packing.best_fit.value}-{sequence_length}"
+    columns = set_table(shards, index_path, name, lambda: _columns(shards, members, sequence_length), {"blocks"})
+    return BestFitIndex(shards, columns, sequence_length)
 
 
 @dataclass(frozen=True)
@@ -146,11 +132,11 @@ def _columns(shards: ShardSet, members: Members, sequence_length: int) -> Iterat
         )
         for first, last in _shard_bounds(members)
     ]
-    workers = min(len(os.sched_getaffinity(0)), 1 + int(members.documents.sum()) // DOCUMENTS_A_WORKER)
+    worth = 1 + shards.manifest.documents // DOCUMENTS_A_WORKER
     samples, pieces, digests = [0], [0], list[int]()
 
     def blocks() -> Iterator[Words]:
-        for packed in in_order(_pack_shard, tasks, workers):
+        for packed in by_processes(_pack_shard, tasks, worth):
             samples.extend(packed.samples)
             pieces.extend(packed.pieces)
             digests.extend(packed.digests)

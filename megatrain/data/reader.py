@@ -37,7 +37,7 @@ class Reader:
         self._shards = shards
         self._members = members
         self._verified = np.zeros(len(members), np.bool_)
-        largest = int(members.documents.max(initial=1)) * np.dtype(np.int64).itemsize
+        largest = max(1, members.most_documents) * np.dtype(np.int64).itemsize
         self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open)
         self._starts = lru_cache(maxsize=max(1, STARTS_BYTES // largest))(self._read_starts)
 

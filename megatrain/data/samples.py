@@ -21,7 +21,7 @@ from megatrain.data.format import TRAIN, Manifest, open_set
 from megatrain.data.mixture import Mixture, Share
 from megatrain.data.order import Int64, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
-from megatrain.data.sequences import ConcatIndex, SequenceIndex, read_members
+from megatrain.data.sequences import SequenceIndex, open_concat, read_members
 from megatrain.errors import InputError, bad_value
 
 EMPTY = -1
@@ -59,7 +59,7 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     """Opens the sets of a configuration, by name.
 
     Raises InputError, naming key or file, where one can't be had, holds no sample, or has another tokenizer than the
-    rest; GaveUp if an index was altered. Makes the index of data.packing=best_fit where there is none.
+    rest; GaveUp if an index was altered. Makes what tables of a set are needed and not there.
     """
     if (config.path is None) == (not config.sources):
         raise InputError("data.path or data.sources.NAME.path: give one of them, a folder that `megatrain prep` wrote")
@@ -77,12 +77,9 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
 
 def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_length: int, split: str) -> Source:
     shards = open_set(config.path, split)
-    members = read_members(shards)
-    index: SequenceIndex
-    if data.packing is Packing.best_fit:
-        index = open_best_fit(shards, members, sequence_length, data.index_path)
-    else:
-        index = ConcatIndex(members, sequence_length)
+    members = read_members(shards, data.index_path)
+    open_index = open_best_fit if data.packing is Packing.best_fit else open_concat
+    index = open_index(shards, members, sequence_length, data.index_path)
     if index.samples == 0:
         raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
     return Source(name, config, shards.manifest, shards.tokenizer, index, Reader(shards, members))

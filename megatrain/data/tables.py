@@ -1,9 +1,10 @@
-"""Arrays in one file that is made once and then mapped by whoever needs it. No torch.
+"""Tables of a set: arrays in one file that is made once and then mapped by whoever needs it. No torch.
 
     columns, each from a multiple of 64 bytes on; a JSON object that describes them; its bytes, as uint64
 
 Design choices:
 - What is kept can be made again from the set, so a file that is damaged or isn't there is no error: it is made.
+- A file's name has the manifest's hash: the table of other data is another file.
 - Files are mapped, never loaded: the ranks of a node share one copy, and it is the page cache's to keep or drop.
 - Columns are hashed as they are read from the file, not through the map, so to verify a large one costs no memory.
   A column that is too large for that has hashes of its parts in another one, for its owner to check.
@@ -16,44 +17,79 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from megatrain.data.format import ShardSet
+from megatrain.data_prep.pool import WorkerDiedError, in_order
+from megatrain.errors import GaveUp, bad_value
 from megatrain.resilience.files import sync_folder, temporary_beside
 
 Array = npt.NDArray[Any]
 Column = tuple[str, npt.DTypeLike, Iterable[Array]]
 """Name, dtype (little-endian) and the parts of a column of one dimension."""
-Key = Mapping[str, str | int]
+Key = dict[str, str | int]
 """What a table is a function of."""
 
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+VERSION = 1
+"""Of what is in the columns, and how it was made: another version makes the files anew."""
 ALIGNMENT = 64
 READ_BYTES = 1 << 20
 
 
-def kept(
-    path: Path, key: Key, make: Callable[[], Iterable[Column]], unverified: Collection[str] = ()
+def set_table(
+    shards: ShardSet,
+    index_path: str | None,
+    name: str,
+    make: Callable[[], Iterable[Column]],
+    unverified: Collection[str] = (),
 ) -> dict[str, Array]:
-    """The columns of the table at `path`, read-only; it is made first if it isn't there whole and with this key.
+    """The columns of a set's table, read-only; the file is made first if it isn't there whole.
 
-    unverified: columns whose hash isn't checked here. Raises OSError if the file can't be written.
+    index_path: data.index_path. name: says what besides the set the table is a function of. unverified: columns whose
+    hash isn't checked here. Raises InputError if the file can't be written.
     """
+    folder = shards.folder if index_path is None else Path(index_path)
+    path = folder / f"{name}-{shards.manifest.sha256[:16]}.index"
+    key: Key = {"version": VERSION, "name": name, "manifest_sha256": shards.manifest.sha256}
     found = open_table(path, key, unverified)
     if found is None:
-        with _alone(path):
-            found = open_table(path, key, unverified)
-            if found is None:
-                write_table(path, key, make())
-                found = open_table(path, key, unverified)
-                if found is None:
-                    raise OSError(f"{path}: isn't what was just written to it")
+        try:
+            with _alone(path):
+                if open_table(path, key, unverified) is None:
+                    write_table(path, key, make())
+        except OSError as error:
+            why = f"{path.name} can't be written there ({error.strerror or error}); give a folder where it can"
+            raise bad_value("data.index_path", folder, why) from None
+        found = open_table(path, key, unverified)
+    if found is None:
+        raise GaveUp(f"{path}: isn't there any more, or not as it was just written")
     return found
+
+
+def in_memory(columns: Iterable[Column]) -> dict[str, Array]:
+    """The columns of a table that isn't worth a file."""
+    return {name: np.concatenate([np.asarray(part, dtype) for part in parts]) for name, dtype, parts in columns}
+
+
+def by_processes(function: Callable[[Task], Result], tasks: Sequence[Task], worth: int) -> Iterator[Result]:
+    """function(task) of each task, in order, by a process for each core, but `worth` at most.
+
+    worth: how many there is work for. Raises what `function` raises, and GaveUp if a process was killed.
+    """
+    try:
+        yield from in_order(function, tasks, min(len(os.sched_getaffinity(0)), worth))
+    except WorkerDiedError:
+        raise GaveUp("a process that was making an index of the data was killed, maybe for lack of memory") from None
 
 
 def open_table(path: Path, key: Key, unverified: Collection[str] = ()) -> dict[str, Array] | None:
@@ -61,7 +97,7 @@ def open_table(path: Path, key: Key, unverified: Collection[str] = ()) -> dict[s
     try:
         with path.open("rb") as file:
             description = _description(file)
-            if description["key"] != dict(key):
+            if description["key"] != key:
                 return None
             columns = description["columns"]
             for name, column in columns.items():
@@ -78,7 +114,7 @@ def write_table(path: Path, key: Key, columns: Iterable[Column]) -> None:
     try:
         with temporary.open("wb") as file:
             described = {name: _write_column(file, dtype, parts) for name, dtype, parts in columns}
-            description = json.dumps({"key": dict(key), "columns": described}, sort_keys=True).encode()
+            description = json.dumps({"key": key, "columns": described}, sort_keys=True).encode()
             file.write(description + np.uint64(len(description)).astype("<u8").tobytes())
             file.flush()
             os.fsync(file.fileno())

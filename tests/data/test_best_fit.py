@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -125,30 +124,6 @@ def test_the_index_is_the_same_by_any_number_of_processes(tmp_path: Path, monkey
     assert index_file(tmp_path).read_bytes() == one
 
 
-def test_the_index_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = write_set(tmp_path, FOUR_UNITS)
-    made: list[int] = []
-    columns = best_fit_module._columns
-
-    def count(*arguments: object) -> object:
-        made.append(1)
-        return columns(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(best_fit_module, "_columns", count)
-    openers = [threading.Thread(target=pieces_of, args=(shards,)) for _ in range(4)]
-    for opener in openers:
-        opener.start()
-    for opener in openers:
-        opener.join()
-    pieces_of(shards)
-    assert made == [1]
-    assert sorted(path.name for path in shards.folder.iterdir() if "best_fit" in path.name) == [
-        index_file(tmp_path).name  # neither a lock nor a temporary file
-    ]
-    pieces_of(shards, length=7)
-    assert made == [1, 1]
-
-
 def test_the_index_of_other_data_is_another(tmp_path: Path) -> None:
     first, second = write_set(tmp_path / "a", [[[5, 6]]]), write_set(tmp_path / "b", [[[6, 5]]])
     kept = str(tmp_path)
@@ -171,7 +146,7 @@ def test_an_altered_index_is_made_anew_or_named(tmp_path: Path) -> None:
     index = open_best_fit(shards, read_members(shards), LENGTH)
     assert len(index.locate(np.array([index.samples - 1])).start) > 0
     for _ in range(2):
-        with pytest.raises(GaveUp, match=r"best_fit-6-.*\.index: altered since it was made"):
+        with pytest.raises(GaveUp, match="train: its best_fit-6 index was altered"):
             index.locate(np.array([0]))
 
 
