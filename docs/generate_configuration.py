@@ -33,7 +33,8 @@ PAGE = Path(__file__).parent / "configuration.md"
 WITHOUT_PRESET = ("model.",)
 HEAD = """# Configuration
 
-Every key of every command. Written by `make docs` from `megatrain/config.py` and `data_prep/config.py`; a test fails
+Every key of every command. Written by `make docs` from `megatrain/config.py`, `megatrain/command_config.py` and
+`data_prep/config.py`; a test fails
 when it is out of date.
 
 Arguments are `key=value`. `megatrain COMMAND --help` prints a command's keys and presets, `megatrain COMMAND ...

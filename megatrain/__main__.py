@@ -20,6 +20,8 @@ COMMANDS = {
     "eval": ("megatrain.evaluate.eval_command", "loss, perplexity and bits per byte of a checkpoint"),
     "generate": ("megatrain.evaluate.generate_command", "text from a checkpoint"),
     "export": ("megatrain.evaluate.export_command", "a checkpoint to a Hugging Face folder"),
+    "import": ("megatrain.evaluate.import_command", "a Hugging Face folder to a run directory with its weights"),
+    "average": ("megatrain.evaluate.average_command", "the mean of a run's last checkpoints"),
     "report": ("megatrain.observe.report", "one self-contained HTML page of a run"),
     "inspect": ("megatrain.inspect", "what a shard set or checkpoint holds, and whether it is whole"),
 }

@@ -8,18 +8,24 @@ Design choices:
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from megatrain import layout, objectives
-from megatrain.checkpoint.folders import candidates, read_state
+from megatrain.checkpoint import remote
+from megatrain.checkpoint.folders import every, read_state, resolve
 from megatrain.checkpoint.format import BrokenCheckpoint, TrainerState
+from megatrain.checkpoint.huggingface.config import is_hugging_face, read_config
+from megatrain.checkpoint.store import StorageError
 from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
-from megatrain.data.format import HELD_OUT
+from megatrain.data.format import HELD_OUT, TOKENIZER
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, check_state, start_state
 from megatrain.errors import bad_value
@@ -43,6 +49,12 @@ def check(config: TrainConfig) -> list[Source]:
     sources = _check_data(config)
     _check_run_dir(config, sources)
     return sources
+
+
+def check_writable(config: TrainConfig) -> None:
+    """The remote store takes what is written: asked once, by the launcher. Raises InputError."""
+    if config.saving.remote is not None:
+        remote.check_writable(remote.root(config.saving.remote))
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -145,23 +157,50 @@ def _check_run_dir(config: TrainConfig, sources: list[Source]) -> None:
     parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise bad_value("run_dir", run_dir, f"{parent} can't be written")
-    found, _ = candidates(run_dir)
-    for one in found:
-        with suppress(BrokenCheckpoint):  # Whoever loads it says so, and takes the next.
+    try:
+        checkpoints = every(run_dir, config.saving.remote)
+    except StorageError as error:
+        raise bad_value("saving.remote", config.saving.remote, str(error)) from error
+    for one in checkpoints:
+        with suppress(BrokenCheckpoint):  # Who loads says so, and takes the next.
             _check_continues(config, sources, read_state(one.path))
-            break
+            return
+    if config.checkpoint is not None:
+        _check_starts(config, sources, config.checkpoint)
 
 
 def _check_continues(config: TrainConfig, sources: list[Source], saved: TrainerState) -> None:
     """The checkpoint is of this model, data and run. Raises InputError naming the keys that differ."""
-    model = plain(config)["model"]
-    for key, value in saved["config"]["model"].items():
-        if key != "name" and model.get(key) != value:
-            raise bad_value(
-                f"model.{key}",
-                model.get(key),
-                f"run_dir={config.run_dir} holds a model with {value}; legal: that, or another run_dir",
-            )
+    if saved.get("weights_only"):
+        legal = f"holds weights alone; legal: checkpoint={config.run_dir} and another run_dir"
+        raise bad_value("run_dir", config.run_dir, legal)
+    _check_model(config, saved["config"]["model"], f"run_dir={config.run_dir}", ", or another run_dir")
     if saved["step"] > config.max_steps:
         raise bad_value("max_steps", config.max_steps, f"run_dir={config.run_dir} is at step {saved['step']} already")
     check_state(cast(State, saved["data"]), start_state(sources, config.seed, config.global_batch_size))
+
+
+def _check_starts(config: TrainConfig, sources: list[Source], path: str) -> None:
+    """The weights are of this model, and the data of its tokenizer. Raises InputError."""
+    if is_hugging_face(Path(path)):
+        model, tokenizer = plain(read_config(Path(path)).model), Path(path, TOKENIZER)
+        sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None
+    else:
+        state = read_state(resolve(path))
+        model, sha256 = state["config"]["model"], state["tokenizer"]["sha256"]
+    _check_model(config, model, f"checkpoint={path}")
+    for source in sources:
+        if sha256 not in (None, source.manifest.tokenizer_sha256):
+            raise bad_value(
+                "checkpoint", path, f"made with another tokenizer than {source.config.path} (sha256 differs)"
+            )
+
+
+def _check_model(config: TrainConfig, held: Mapping[str, Any], where: str, otherwise: str = "") -> None:
+    """The model is the one that `where` holds. Raises InputError naming the keys that differ."""
+    model = plain(config)["model"]
+    differing = [key for key, value in held.items() if key != "name" and model.get(key) != value]
+    if differing:
+        legal = " ".join(f"model.{key}={json.dumps(held[key])}" for key in differing)
+        key = differing[0]
+        raise bad_value(f"model.{key}", model.get(key), f"{where} holds another model; legal: {legal}{otherwise}")

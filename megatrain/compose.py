@@ -27,11 +27,13 @@ CONF = Path(__file__).parent / "conf"
 SCHEMAS = {
     "prep": "megatrain.data_prep.config:PrepConfig",
     "train": "megatrain.config:TrainConfig",
-    "eval": "megatrain.config:EvalConfig",
-    "generate": "megatrain.config:GenerateConfig",
-    "export": "megatrain.config:ExportConfig",
-    "report": "megatrain.config:ReportConfig",
-    "inspect": "megatrain.config:InspectConfig",
+    "eval": "megatrain.command_config:EvalConfig",
+    "generate": "megatrain.command_config:GenerateConfig",
+    "export": "megatrain.command_config:ExportConfig",
+    "import": "megatrain.command_config:ImportConfig",
+    "average": "megatrain.command_config:AverageConfig",
+    "report": "megatrain.command_config:ReportConfig",
+    "inspect": "megatrain.command_config:InspectConfig",
 }
 """The dataclass of each command's configuration."""
 

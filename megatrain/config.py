@@ -139,7 +139,9 @@ class ModelConfig:
     tie_embeddings: bool = False
     """The head is the embedding's matrix."""
     attention_bias: bool = False
-    """Biases in the four projections of attention."""
+    """Biases in the projections of attention."""
+    attention_out_bias: bool | None = None
+    """A bias in attention's output projection; null: as attention_bias."""
     mlp_bias: bool = False
     """Biases in the three projections of the MLP."""
     qk_norm: bool = False
@@ -299,6 +301,9 @@ class SavingConfig:
     """How often a save that failed is tried again, before the run goes on without it."""
     retry_seconds: float = 10.0
     """How long after the failure."""
+    remote: str | None = None
+    """URL of a folder in an object store (s3://BUCKET/RUN, gs://..., what fsspec can write to) that each checkpoint is
+    copied to when it is committed. A start continues from what is newest, there or in run_dir."""
 
 
 @dataclass
@@ -384,6 +389,9 @@ class TrainConfig:
 
     run_dir: str = MISSING
     """Everything of the run lies here; a run directory that holds a checkpoint is continued."""
+    checkpoint: str | None = None
+    """What a new run takes its weights from, and nothing else: a run directory, a step's folder, their URL, or a
+    Hugging Face folder; null: initial weights. A run that is continued has its own."""
     seed: int = 0
     """Initial weights and the order of samples."""
     deterministic: bool = False
@@ -411,82 +419,3 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
-
-
-@dataclass
-class EvalDataConfig:
-    """What `megatrain eval` reads."""
-
-    path: str | None = None
-    """A folder that `megatrain prep` wrote; its held-out split is evaluated."""
-
-
-@dataclass
-class EvalConfig:
-    """`megatrain eval`."""
-
-    checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint) or a step's folder."""
-    data: EvalDataConfig = field(default_factory=EvalDataConfig)
-    text: str | None = None
-    """A UTF-8 text file to evaluate instead of data.path."""
-    output: str | None = None
-    """A JSON file for the results."""
-    precision: Precision = Precision.fp32
-    """What the forward pass computes in."""
-    sequence_length: int | None = None
-    """Tokens of a sample; null: as in training."""
-    micro_batch_size: int = 8
-    """Samples computed at once."""
-    max_samples: int | None = None
-    """Samples to take; null: the whole held-out split."""
-
-
-@dataclass
-class GenerateConfig:
-    """`megatrain generate`."""
-
-    checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint) or a step's folder."""
-    prompt: str = ""
-    """The text to go on from."""
-    max_new_tokens: int = 100
-    """Tokens to add at most; the end of the document may come sooner."""
-    temperature: float = 0.8
-    """0: always the likeliest token."""
-    top_k: int = 50
-    """Sample among so many likeliest tokens; 0: all."""
-    seed: int = 0
-    """Of the sampling."""
-    precision: Precision = Precision.fp32
-    """What the model computes in."""
-
-
-@dataclass
-class ExportConfig:
-    """`megatrain export`."""
-
-    checkpoint: str = MISSING
-    """A run directory (its newest whole checkpoint) or a step's folder."""
-    output: str = MISSING
-    """The Hugging Face folder to write."""
-    precision: Precision = Precision.fp32
-    """What the weights are written in."""
-
-
-@dataclass
-class ReportConfig:
-    """`megatrain report`."""
-
-    run_dir: str = MISSING
-    """The run directory to report on."""
-    output: str | None = None
-    """The HTML file; null: RUN_DIR/report.html."""
-
-
-@dataclass
-class InspectConfig:
-    """`megatrain inspect`."""
-
-    path: str = MISSING
-    """A shard set, a run directory or a step's folder."""

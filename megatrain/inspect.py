@@ -19,10 +19,12 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from megatrain.checkpoint.folders import checkpoints_folder, scan
+from megatrain.checkpoint import remote
+from megatrain.checkpoint.folders import CHECKPOINTS, F, scan
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import InspectConfig
+from megatrain.checkpoint.store import Folder, listing
+from megatrain.command_config import InspectConfig
 from megatrain.data.format import (
     HELD_OUT,
     MANIFEST,
@@ -40,11 +42,11 @@ Row = tuple[str, str]
 
 def run(config: InspectConfig) -> int:
     """Prints a table; 0: all that is committed is whole, 1: it isn't. Raises InputError where there is nothing."""
+    if remote.URL.match(config.path):
+        return DONE if _show_checkpoints(remote.root(config.path, "path")) else BUG
     path = Path(config.path)
-    if checkpoints_folder(path).is_dir():
-        whole = _show_run(path)
-    elif (path / COMMIT).is_file() or path.name.startswith("step_"):
-        whole = _show(str(path), _checkpoint_rows(path))
+    if CHECKPOINTS in listing(path) or COMMIT in listing(path) or path.name.startswith("step_"):
+        whole = _show_checkpoints(path)
     elif splits := [folder for folder in (path, path / TRAIN, path / HELD_OUT) if (folder / MANIFEST).is_file()]:
         verdicts = [_show(str(folder), _split_rows(folder)) for folder in splits]
         whole = all(verdicts)
@@ -53,11 +55,15 @@ def run(config: InspectConfig) -> int:
     return DONE if whole else BUG
 
 
-def _show_run(run_dir: Path) -> bool:
-    """All checkpoints of a run, newest first."""
+def _show_checkpoints(path: F) -> bool:
+    """One checkpoint, or all of a run, newest first."""
+    return _show_run(path) if CHECKPOINTS in listing(path) else _show(str(path), _checkpoint_rows(path))
+
+
+def _show_run(run_dir: F) -> bool:
     whole = []
     for found in scan(run_dir):
-        if (found.path / COMMIT).exists():
+        if COMMIT in listing(found.path):
             whole.append(_show(str(found.path), _checkpoint_rows(found.path)))
         else:
             Console().print(f"{found.problem}; nothing reads it", soft_wrap=True, highlight=False)
@@ -84,7 +90,7 @@ def _show(title: str, rows: Iterator[Row]) -> bool:
     return problem is None
 
 
-def _checkpoint_rows(folder: Path) -> Iterator[Row]:
+def _checkpoint_rows(folder: Folder) -> Iterator[Row]:
     reader = CheckpointReader(folder)
     state = reader.state
     yield "step", str(reader.commit["step"])
@@ -94,9 +100,9 @@ def _checkpoint_rows(folder: Path) -> Iterator[Row]:
     yield "written by ranks", str(reader.commit["world_size"])
     yield "parameters", f"{sum(map(math.prod, reader.shapes.values())):,} in {len(reader.shapes)}"
     kinds: dict[str, int] = {}
-    for (name, _), rows in reader.rows.items():
-        kind = f"{name} {rows[0].dtype}"
-        kinds[kind] = kinds.get(kind, 0) + math.prod(rows[0].shape)
+    for (name, _), ranges in reader.index.items():
+        kind = f"{name} {ranges.dtype}"
+        kinds[kind] = kinds.get(kind, 0) + ranges.size
     for kind, elements in sorted(kinds.items()):
         yield kind, f"{elements:,} elements"
     yield "bytes", decimal(sum(record["bytes"] for record in reader.commit["files"].values()))

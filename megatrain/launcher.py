@@ -43,6 +43,7 @@ def run(config: TrainConfig, arguments: Sequence[str]) -> int:
     checks.check(config)
     processes = config.launch.processes or _accelerators() or 1
     layout.check_ranks(config, processes * config.launch.nodes, processes)
+    checks.check_writable(config)
     run_dir = Path(config.run_dir)
     requests = _Requests(run_dir, config.launch.nodes)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ Design choices:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -40,7 +41,9 @@ from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, resume_state, start_state
 from megatrain.engines import select
 from megatrain.engines.engine import Engine
+from megatrain.engines.ranges import ShardReader, WeightsOnly
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
+from megatrain.evaluate.loading import open_checkpoint
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
@@ -59,6 +62,8 @@ from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement, StopSignal
 from megatrain.resilience.watchdog import Watchdog
 from megatrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 START_SECONDS = 1800.0
 """How long the slowest rank may take to load."""
@@ -149,8 +154,10 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     cleaned = saver.manager.clean()
     engine = make_engine(config, mesh, len(sources))
     reader, passed_over = saver.manager.load(engine.load_shards)
+    for reason in passed_over if rank == 0 else ():
+        log.warning("passed over: %s", reason)
     if reader is None:
-        engine.load_shards(InitialWeights(config.model, config.seed))
+        engine.load_shards(first_weights(config))
     saved = None if reader is None else reader.state
     loader = make_loader(config, sources, saved, mesh)
     step = saved["step"] if saved else 0
@@ -189,12 +196,19 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     return trainer
 
 
+def first_weights(config: TrainConfig) -> ShardReader:
+    """What a run begins with that has no checkpoint yet."""
+    if config.checkpoint is None:
+        return InitialWeights(config.model, config.seed)
+    return WeightsOnly(open_checkpoint(config.checkpoint).reader)
+
+
 def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:
     """What saves and loads the checkpoints of this run. progress: the main thread's."""
     background, slowest = Progress(), timedelta(seconds=waiting_seconds(config))
     rank, ranks = dist.get_rank(), dist.get_world_size()
     agree = background.meeting(Agreement(_store(), ranks, f"checkpoint/{_attempt()}", slowest))
-    manager = CheckpointManager(Path(config.run_dir), rank, ranks, agree)
+    manager = CheckpointManager(Path(config.run_dir), rank, ranks, agree, config.saving.remote)
     busy = progress.meeting(Agreement(_store(), ranks, f"saving/{_attempt()}", slowest))
     return BackgroundSaver(manager, config.saving, progress, background, busy)
 

@@ -183,8 +183,11 @@ class Trainer:
             self.event("save", step=save.step, path=str(path), removed=save.removed, **seconds)
         else:
             self.event("save_failed", step=save.step, reason=save.failure, attempts=save.attempts, **seconds)
-            if self.events is not None and not last:
-                log.warning("%s; the run goes on", save.failure)
+        if save.not_uploaded is not None:
+            self.event("upload_failed", step=save.step, reason=save.not_uploaded)
+        problem = save.not_uploaded or (None if last else save.failure)
+        if problem is not None and self.events is not None:
+            log.warning("%s; the run goes on", problem)
         return save.failure
 
     def _state(self) -> TrainerState:

@@ -35,7 +35,7 @@ LAYERS = (
     "objectives data optimizer",
     "model",
     "parallel data_prep",
-    "resilience kernels batch compose model.spec schedule data.format",
+    "resilience kernels batch compose model.spec schedule data.format command_config",
     "config",
     "device",
     "errors",
@@ -52,9 +52,11 @@ ONLY = {
 """Parts that may import less than what lies below them."""
 
 WITHOUT_TORCH = (
-    "__main__ launcher checks layout compose config errors model.spec model.partition objectives observe.records",
-    "observe.report schedule parallel.schedules",
-    "checkpoint.format checkpoint.folders data.format data.mixture data.order data.prefetch data.reader data.samples",
+    "__main__ launcher checks layout compose config command_config errors model.spec model.partition objectives",
+    "observe.records observe.report schedule parallel.schedules",
+    "checkpoint.format checkpoint.folders checkpoint.index checkpoint.store checkpoint.remote checkpoint.retention",
+    "checkpoint.huggingface.config checkpoint.huggingface.keys",
+    "data.format data.mixture data.order data.prefetch data.reader data.samples",
     "data.sequences data.slots data.state data_prep.* resilience.*",
 )
 """What answers before torch is there: the command line and its checks, the offline stage, the parts of

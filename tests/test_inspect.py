@@ -15,7 +15,7 @@ import xxhash
 
 from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.manager import CheckpointManager
-from megatrain.config import InspectConfig
+from megatrain.command_config import InspectConfig
 from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, metadata_path, shard_name
 from megatrain.data_prep.shards import ShardWriter, write_manifest
 from megatrain.errors import InputError

@@ -44,6 +44,9 @@ class Parts:
     def save(self, _step: int, shards: Iterable[Shard], _state: object) -> None:
         assert len(list(shards)) == 2
 
+    def upload(self, _step: int) -> None:
+        """There is nowhere to."""
+
     def remove_obsolete(self, _config: object) -> list[int]:
         return []
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -31,15 +31,17 @@ log = logging.getLogger(__name__)
 class Save:
     """What came of a save, on every rank alike.
 
-    failure: why there is no checkpoint; None: there is. seconds: from the copy's begin to the commit.
+    attempts: to write it. seconds: from the beginning of the copy to the commit or the last failure.
+    failure: why there is no checkpoint; None: there is. not_uploaded: why it isn't where saving.remote says.
     removed: steps whose checkpoints it made obsolete.
     """
 
     step: int
-    failure: str | None
     attempts: int
     seconds: float
-    removed: list[int]
+    failure: str | None
+    not_uploaded: str | None = None
+    removed: Sequence[int] = ()
 
 
 class BackgroundSaver:
@@ -105,15 +107,23 @@ class BackgroundSaver:
 
     def _save(self, step: int, shards: Callable[[], Iterable[Shard]], state: TrainerState, began: float) -> Save:
         """The thread's work."""
+        attempts, failure = self._try(lambda: self.manager.save(step, self.background.pieces(shards()), state))
+        seconds = time.perf_counter() - began
+        if failure is not None:
+            return Save(step, attempts, seconds, failure)
+        _, not_uploaded = self._try(lambda: self.manager.upload(step))
+        return Save(step, attempts, seconds, None, not_uploaded, self.manager.remove_obsolete(self.config))
+
+    def _try(self, work: Callable[[], object]) -> tuple[int, str | None]:
+        """Does it, and again where it fails; the attempts, and why the last one failed. Alike on all ranks."""
         attempts = 1
         while True:
             try:
-                self.manager.save(step, self.background.pieces(shards()), state)
-                break
+                work()
             except NotSaved as error:
                 if attempts > self.config.retries:
-                    return Save(step, str(error), attempts, time.perf_counter() - began, [])
+                    return attempts, str(error)
+            else:
+                return attempts, None
             attempts += 1
             time.sleep(self.config.retry_seconds)
-        seconds = time.perf_counter() - began
-        return Save(step, None, attempts, seconds, self.manager.remove_obsolete(self.config))

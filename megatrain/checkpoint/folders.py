@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,26 +75,18 @@ def scan(run_dir: F) -> list[Found[F]]:
     return sorted(found, key=lambda one: -one.step)
 
 
-def _all(run_dir: Path, remote: str | None) -> list[Found[Path] | Found[UPath]]:
-    """Those of a run directory and of its copy, newest first; of one step the local one first."""
+def every(run_dir: Path, remote: str | None) -> list[Found[Path] | Found[UPath]]:
+    """Those of a run directory and of its copy at `remote`, newest first; of one step the local one first.
+
+    Raises InputError where `remote` is no URL, OSError where it can't be read.
+    """
     copies = scan(remotes.root(remote)) if remote is not None else []
     return sorted([*scan(run_dir), *copies], key=lambda one: -one.step)
 
 
-def candidates(run_dir: Path, remote: str | None = None) -> tuple[list[Found[Path] | Found[UPath]], list[str]]:
-    """The whole checkpoints of a run directory and of its copy at `remote`, and why others were passed over.
-
-    Newest first; of one step the local one first. Looks into each folder: two requests for a remote one.
-    Raises InputError where `remote` is no URL, OSError where it can't be read.
-    """
-    found = _all(run_dir, remote)
-    whole = [one for one in found if one.problem is None]
-    return whole, [one.problem for one in found if one.problem is not None]
-
-
 def newest(run_dir: Path, remote: str | None = None) -> tuple[Folder | None, list[str]]:
-    """The first of the candidates (None: there is none), and why newer ones were passed over."""
-    return _newest(_all(run_dir, remote))
+    """The newest whole one of `every` (None: there is none), and why newer ones were passed over."""
+    return _newest(every(run_dir, remote))
 
 
 def _newest(found: Iterable[Found[Path] | Found[UPath]]) -> tuple[Folder | None, list[str]]:
@@ -112,30 +104,39 @@ def read_state(folder: Folder) -> TrainerState:
 
 
 def resolve(path: str | Path, key: str = "checkpoint") -> Folder:
-    """The step's folder that `checkpoint=path` means: a run directory's newest whole one, or the folder itself.
+    """The step's folder that `checkpoint=path` means: the first of `meant`."""
+    return next(meant(path, key))
 
-    path: a folder or its URL. Raises InputError, naming `key`, where there is none, StorageError where its store can't
-    be read.
+
+def meant(path: str | Path, key: str = "checkpoint") -> Iterator[Folder]:
+    """The folders that `checkpoint=path` may mean: a run directory's whole ones, newest first, or the folder of a step.
+
+    path: a folder or its URL. There is at least one. Raises InputError, naming `key`, where there is none, StorageError
+    where its store can't be read.
     """
     if remotes.URL.match(str(path)):
-        return _resolve(remotes.root(str(path), key), path, key)
-    return _resolve(Path(path), path, key)
+        return _meant(remotes.root(str(path), key), path, key)
+    return _meant(Path(path), path, key)
 
 
-def _resolve(folder: F, path: str | Path, key: str) -> Folder:
+def _meant(folder: F, path: str | Path, key: str) -> Iterator[Folder]:
     held = listing(folder)
     if not held and not (isinstance(folder, Path) and folder.is_dir()):
         raise bad_value(key, path, f"no such folder; {LEGAL}")
     if CHECKPOINTS in held:
-        found, passed_over = _newest(scan(folder))
-        for reason in passed_over:
-            log.warning("passed over: %s", reason)
-        if found is None:
+        none = True
+        for found in scan(folder):
+            if found.problem is None:
+                none = False
+                yield found.path
+            else:
+                log.warning("passed over: %s", found.problem)
+        if none:
             raise bad_value(key, path, f"the run directory holds no whole checkpoint; {LEGAL}")
-        return found
+        return
     if COMMIT not in held:
         raise bad_value(key, path, f"holds no checkpoint; {LEGAL}")
     problem = problem_of(folder)
     if problem is not None:
         raise bad_value(key, path, f"{problem}; {LEGAL}")
-    return folder
+    yield folder

@@ -2,10 +2,10 @@
 
 Design choices:
 - Raw little-endian bytes and JSON: any program can read them, none can be made to run something (law 8).
-- A chain of hashes hangs on commit.json: it holds the hash of itself, of state.json and of each rank's index; an index
-  holds the hash of the rank's table of chunk hashes; the table holds one for each 64 KiB of data. So a reader verifies
-  what it touches and no more, and every byte of the folder is covered.
-- Chunk hashes are a file of their own, not part of the index: all readers need all indexes, but hashes only of the
+- A chain of hashes hangs on commit.json: it holds the hash of itself, of state.json and of the index; the index holds
+  the hash of each rank's table of chunk hashes; a table holds one for each 64 KiB of data. So a reader verifies what it
+  touches and no more, and every byte of the folder is covered.
+- Chunk hashes are files of their own, not part of the index: all readers need all of the index, but hashes only of the
   files they read from (0.8 TB of state have 200 MB of hashes).
 - File names follow from the world size; a name in a JSON file is never opened.
 - No torch: what may be continued is checked before any rank starts.
@@ -14,10 +14,6 @@ Design choices:
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, NotRequired, TypedDict
 
 import xxhash
@@ -32,6 +28,7 @@ DIGEST_BYTES = 16
 CALL_BYTES = 1024 * 1024
 """Bytes of one read or write: 4 MB calls into new files were measured 2x slower."""
 COMMIT = "commit.json"
+INDEX = "index.json"
 STATE = "state.json"
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "uint8")
 """Element types, as an index and torch name them."""
@@ -61,6 +58,8 @@ class TrainerState(TypedDict):
     """Of this step, where it was evaluated."""
     rng: NotRequired[dict[str, Any]]
     """States of random number generators, where any are used."""
+    weights_only: NotRequired[bool]
+    """It holds masters and no moments: a run can begin with it, not go on from it."""
 
 
 class FileRecord(TypedDict):
@@ -80,24 +79,6 @@ class Commit(TypedDict):
     files: dict[str, FileRecord]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A range of one state of one parameter, as a data file holds it.
-
-    rank: whose data file. shape: of the whole parameter. start, stop: elements of the flattened parameter.
-    offset: bytes into the data file.
-    """
-
-    rank: int
-    state: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    start: int
-    stop: int
-    offset: int
-
-
 def data_name(rank: int) -> str:
     """The file of a rank's bytes."""
     return f"rank_{rank:05d}.bin"
@@ -108,15 +89,15 @@ def hashes_name(rank: int) -> str:
     return f"rank_{rank:05d}.xxh3"
 
 
-def index_name(rank: int) -> str:
-    """The file that says what they are."""
+def rows_name(rank: int) -> str:
+    """The rank's own index, which is part of INDEX once the checkpoint is committed."""
     return f"rank_{rank:05d}.json"
 
 
 def file_names(world_size: int) -> set[str]:
     """All files of a checkpoint but its commit record."""
     ranks = range(world_size)
-    return {STATE, *map(data_name, ranks), *map(hashes_name, ranks), *map(index_name, ranks)}
+    return {STATE, INDEX, *map(data_name, ranks), *map(hashes_name, ranks)}
 
 
 def encode(value: Any) -> bytes:
@@ -160,33 +141,6 @@ def read_commit(folder: Folder) -> Commit:
     return commit
 
 
-def check_coverage(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each (state, name), ascending; they are exactly the whole parameter.
-
-    Raises BrokenCheckpoint: a gap, an overlap, or rows that disagree about shape or dtype.
-    """
-    grouped: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        grouped.setdefault((row.state, row.name), []).append(row)
-    for (state, name), group in grouped.items():
-        group.sort(key=attrgetter("start"))
-        if len({(row.shape, row.dtype) for row in group}) > 1:
-            raise BrokenCheckpoint(f"{state} of {name}: ranks disagree about its shape or dtype")
-        size, end = math.prod(group[0].shape), 0
-        for row in group:
-            what = f"{state} of {name}: {row.start} to {row.stop} of {size}"
-            if not 0 <= row.start < row.stop <= size:
-                raise BrokenCheckpoint(f"{what} is no range")
-            if row.start < end:
-                raise BrokenCheckpoint(f"{what} is held twice")
-            if row.start > end:
-                raise BrokenCheckpoint(f"{state} of {name}: no rank holds {end} to {row.start} of {size}")
-            end = row.stop
-        if end < size:
-            raise BrokenCheckpoint(f"{state} of {name}: no rank holds {end} to {size} of {size}")
-    return grouped
-
-
 def check_hash(path: Folder, raw: bytes, digest: str) -> bytes:
     """`raw`, which was read from `path`. Raises BrokenCheckpoint where its xxh3-128 is another."""
     if xxhash.xxh3_128_hexdigest(raw) != digest:
@@ -208,8 +162,3 @@ def committed_state(folder: Folder, commit: Commit) -> TrainerState:
     record = commit["files"][STATE]
     state: TrainerState = json.loads(read_hashed(folder / STATE, record["bytes"], record["xxh3_128"]))
     return state
-
-
-def parse_rows(index: dict[str, Any]) -> list[Row]:
-    """The rows of an index as it is in JSON."""
-    return [Row(index["rank"], **{**row, "shape": tuple(row["shape"])}) for row in index["rows"]]

@@ -14,23 +14,29 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from megatrain.checkpoint import remote as remotes
 from megatrain.checkpoint import retention
-from megatrain.checkpoint.folders import candidates, checkpoints_folder, scan, step_folder
+from megatrain.checkpoint.folders import F, Found, checkpoints_folder, every, scan, step_folder
 from megatrain.checkpoint.format import COMMIT, BrokenCheckpoint, TrainerState
 from megatrain.checkpoint.reader import CheckpointReader
+from megatrain.checkpoint.store import Folder, listing
 from megatrain.checkpoint.writer import commit, write_rank
 from megatrain.config import SavingConfig
 from megatrain.engines.ranges import Shard, ShardReader
 from megatrain.errors import GaveUp, MegatrainError
 from megatrain.resilience.files import sync_folder
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +62,13 @@ def _nothing() -> None:
 class CheckpointManager:
     """Writes the checkpoints of a run. Every rank has one and makes the same calls."""
 
-    def __init__(self, run_dir: Path, rank: int = 0, world_size: int = 1, agree: Agree = alone) -> None:
+    def __init__(
+        self, run_dir: Path, rank: int = 0, world_size: int = 1, agree: Agree = alone, remote: str | None = None
+    ) -> None:
+        """remote: the URL of the run directory's copy, if there is to be one."""
         self.run_dir = run_dir
+        self.url = remote
+        self.remote = None if remote is None else remotes.root(remote)
         self.rank = rank
         self.world_size = world_size
         self.agree = agree
@@ -65,7 +76,7 @@ class CheckpointManager:
     def clean(self) -> list[str]:
         """Removes what a death in mid-save left; call it before newest(). Rank 0 gets a line for each thing done."""
         done: list[str] = []
-        self._on_rank_0("cleaning checkpoints", lambda: done.extend(_clean(self.run_dir)))
+        self._on_rank_0("cleaning checkpoints", lambda: done.extend(_clean(self.run_dir, self.remote)))
         return done
 
     def save(self, step: int, shards: Iterable[Shard], state: TrainerState) -> Path:
@@ -83,27 +94,43 @@ class CheckpointManager:
             shutil.rmtree(_aside(folder), ignore_errors=True)
         return folder
 
+    def upload(self, step: int) -> None:
+        """Copies the checkpoint of `step` to the remote, if there is one. Raises NotSaved as `save` does."""
+        if self.remote is None:
+            return
+        folder, remote = step_folder(self.run_dir, step), self.remote
+        doing = f"{folder}: not copied to {self.remote}"
+        self._together(doing, partial(remotes.upload_rank, folder, remote, self.rank), _nothing)
+        self._on_rank_0(doing, partial(remotes.upload_run, self.run_dir, remote))
+        self._on_rank_0(doing, partial(remotes.upload_commit, folder, remote))
+
     def load(self, load: Callable[[ShardReader], None]) -> tuple[CheckpointReader | None, list[str]]:
         """Gives `load` the newest whole checkpoint; every byte that it reads is verified. Collective.
 
         Returns its reader (None: the run has no checkpoint yet), and why newer ones were passed over. An altered one
-        gets another name, so that nothing takes it for whole again. Raises GaveUp where no committed one is whole.
+        gets another name, so that nothing takes it for whole again. Raises GaveUp where no committed one is whole; they
+        keep their names then, and the next start raises it again.
         """
-        found, passed_over = candidates(self.run_dir) if self.rank == 0 else ([], [])
-        left = [str(one.path) for one in found]
+        found = iter(every(self.run_dir, self.url) if self.rank == 0 else ())
+        passed_over: list[str] = []
+        altered: list[Path] = []
         # Rank 0 says which: on a shared file system another may see other folders.
-        while chosen := self.agree(left.pop(0) if left else None):
-            folder = Path(chosen)
+        while chosen := self.agree(_next_whole(found, passed_over)):
+            folder = remotes.root(chosen) if remotes.URL.match(chosen) else Path(chosen)
             reader, failure = self._read(folder, load)
             if failure is None:
+                # Not before: where none is whole, the next start would take the run for a new one.
+                for each in altered:
+                    self._on_rank_0(f"{each}: not renamed", partial(_set_aside, each))
                 return reader, passed_over
             passed_over.append(failure)
-            self._on_rank_0(f"{folder}: not renamed", partial(_set_aside, folder))
+            if isinstance(folder, Path):
+                altered.append(folder)
         if reason := self.agree(passed_over[0] if passed_over else None):
             raise GaveUp(f"{self.run_dir}: none of its checkpoints is whole: {reason}")
         return None, []
 
-    def _read(self, folder: Path, load: Callable[[ShardReader], None]) -> tuple[CheckpointReader | None, str | None]:
+    def _read(self, folder: Folder, load: Callable[[ShardReader], None]) -> tuple[CheckpointReader | None, str | None]:
         """The reader of a folder that `load` has loaded, or what a rank found altered in it."""
         reader, failure = None, None
         try:
@@ -121,7 +148,10 @@ class CheckpointManager:
         """Removes the checkpoints that need not stay; the steps, on rank 0. One that can't be removed now is later."""
         if self.rank == 0:
             try:
-                return retention.apply(self.run_dir, config)
+                gone = retention.apply(self.run_dir, config)
+                if self.remote is not None:
+                    retention.apply(self.remote, config)
+                return gone
             except (OSError, MegatrainError) as error:
                 log.warning("an old checkpoint was not removed: %s", error)
         return []
@@ -173,6 +203,15 @@ class _Patient:
             raise GaveUp(f"{self.reader.folder}: can't be read: {error}") from error
 
 
+def _next_whole(found: Iterator[Found[Path] | Found[UPath]], passed_over: list[str]) -> str | None:
+    """The next one that is whole as far as `problem` tells, None: there is no other; why those before it aren't."""
+    for one in found:
+        if one.problem is None:
+            return str(one.path)
+        passed_over.append(one.problem)
+    return None
+
+
 def _aside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".replaced")
 
@@ -207,12 +246,8 @@ def _step_back(folder: Path) -> None:
             sync_folder(folder.parent)
 
 
-def _clean(run_dir: Path) -> list[str]:
-    done = []
-    for found in scan(run_dir):
-        if not (found.path / COMMIT).exists():
-            shutil.rmtree(found.path)
-            done.append(f"{found.path}: uncommitted, removed")
+def _clean(run_dir: Path, remote: UPath | None) -> list[str]:
+    done = [*_remove_uncommitted(run_dir), *(_remove_uncommitted(remote) if remote is not None else [])]
     for aside in checkpoints_folder(run_dir).glob("step_*.replaced"):
         folder = aside.with_suffix("")
         if folder.exists():
@@ -222,3 +257,10 @@ def _clean(run_dir: Path) -> list[str]:
             sync_folder(folder.parent)
             done.append(f"{folder}: its replacement was never committed, put back")
     return done
+
+
+def _remove_uncommitted(run_dir: F) -> Iterator[str]:
+    for found in scan(run_dir):
+        if COMMIT not in listing(found.path):
+            remotes.remove(found.path)
+            yield f"{found.path}: uncommitted, removed"

@@ -1,18 +1,16 @@
 """Reads a checkpoint of version 1: any range of any parameter, verified.
 
 Design choices:
-- What is read is read in whole chunks, and no chunk is used before its hash was checked; none is hashed twice.
+- What is read is read in whole chunks, and no chunk is used before its hash was checked; one that is read again is
+  checked again.
 - The pieces of a range are asked for together, whichever ranks' files they are in: from an object store they come at
   the same time.
 """
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -23,24 +21,22 @@ from megatrain.checkpoint.format import (
     CALL_BYTES,
     CHUNK_BYTES,
     DIGEST_BYTES,
+    INDEX,
     BrokenCheckpoint,
-    Row,
-    check_coverage,
     check_hash,
     committed_state,
     data_name,
     hashes_name,
-    index_name,
-    parse_rows,
     read_commit,
     read_hashed,
 )
+from megatrain.checkpoint.index import parse_index
 from megatrain.checkpoint.store import REMOTE_CALL_BYTES, Folder, read_ranges
 from megatrain.errors import GaveUp
 
 
 class DataFile:
-    """The bytes of one rank, each chunk verified at first touch."""
+    """The bytes of one rank."""
 
     def __init__(self, folder: Folder, rank: int, size: int, hashes_digest: str) -> None:
         """size: bytes of its data file. hashes_digest: xxh3-128 of its file of chunk hashes, in hexadecimal."""
@@ -48,9 +44,8 @@ class DataFile:
         self.rank = rank
         self.size = size
         self.hashes: bytes | None = None
-        self._hashes_digest = hashes_digest
-        self._verified = bytearray(-(-size // CHUNK_BYTES))
         self.bytes_read = 0
+        self._hashes_digest = hashes_digest
 
     @property
     def path(self) -> Folder:
@@ -60,7 +55,7 @@ class DataFile:
     @property
     def hashes_size(self) -> int:
         """Bytes of the file of chunk hashes."""
-        return len(self._verified) * DIGEST_BYTES
+        return -(-self.size // CHUNK_BYTES) * DIGEST_BYTES
 
     def take_hashes(self, hashes: bytes) -> None:
         """Verifies and keeps the chunk hashes."""
@@ -74,12 +69,9 @@ class DataFile:
         self.bytes_read += len(block)
         for position in range(0, len(block), CHUNK_BYTES):
             number = (start + position) // CHUNK_BYTES
-            if self._verified[number]:
-                continue
             expected = self.hashes[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
             if xxhash.xxh3_128_digest(block[position : position + CHUNK_BYTES]) != expected:
                 raise BrokenCheckpoint(f"{self.path}: chunk {number} (of {CHUNK_BYTES} bytes) is altered")
-            self._verified[number] = 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ def verified(folder: Folder, pieces: Sequence[Piece]) -> Iterator[memoryview]:
 class CheckpointReader:
     """A committed checkpoint, as a ShardReader.
 
-    folder: of one step. state: what the trainer saved. shapes: of every parameter as it is stored.
+    folder: of one step. state: what the trainer saved. index: the ranges. shapes: of every parameter as it is stored.
     Raises BrokenCheckpoint where the folder is not whole; bytes of tensors are verified when they are read.
     """
 
@@ -130,17 +122,12 @@ class CheckpointReader:
         self.folder = folder
         self.commit = read_commit(folder)
         self.state = committed_state(folder, self.commit)
-        files = self.commit["files"]
-        self._files: list[DataFile] = []
-        rows: list[Row] = []
-        for rank in range(self.commit["world_size"]):
-            record = files[index_name(rank)]
-            index = json.loads(read_hashed(folder / index_name(rank), record["bytes"], record["xxh3_128"]))
-            rows += parse_rows(index)
-            size = files[data_name(rank)]["bytes"]
-            self._files.append(DataFile(folder, rank, size, index["hashes"]))
-        self.rows = check_coverage(rows)
-        self.shapes = {name: rows[0].shape for (_, name), rows in self.rows.items()}
+        files, world_size = self.commit["files"], self.commit["world_size"]
+        raw = read_hashed(folder / INDEX, files[INDEX]["bytes"], files[INDEX]["xxh3_128"])
+        self.index, hashes = parse_index(raw, world_size)
+        self.shapes = {name: ranges.shape for (_, name), ranges in self.index.items()}
+        sizes = [files[data_name(rank)]["bytes"] for rank in range(world_size)]
+        self._files = [DataFile(folder, *one) for one in zip(range(world_size), sizes, hashes, strict=True)]
 
     @property
     def optimizer_step(self) -> int:
@@ -157,21 +144,16 @@ class CheckpointReader:
 
         Raises BrokenCheckpoint where a chunk is altered, GaveUp where the checkpoint doesn't hold those elements.
         """
-        rows = self.rows.get((state, name))
-        if rows is None:
+        ranges = self.index.get((state, name))
+        if ranges is None:
             raise GaveUp(f"{self.folder}: holds no {state} of {name}")
-        if not 0 <= start <= stop <= rows[-1].stop:
-            raise GaveUp(f"{self.folder}: {name} has {rows[-1].stop} elements; {start} to {stop} were asked for")
-        tensor = torch.empty(stop - start, dtype=getattr(torch, rows[0].dtype))
+        if not 0 <= start <= stop <= ranges.size:
+            raise GaveUp(f"{self.folder}: {name} has {ranges.size} elements; {start} to {stop} were asked for")
+        tensor = torch.empty(stop - start, dtype=getattr(torch, ranges.dtype))
         pieces = []
-        for row in rows[bisect_right(rows, start, key=attrgetter("start")) - 1 :]:
-            if row.start >= stop:
-                break
-            first, last = (
-                row.offset + (edge - row.start) * tensor.itemsize
-                for edge in (max(start, row.start), min(stop, row.stop))
-            )
-            pieces.append(Piece(self._files[row.rank], first, last))
+        for rank, begin, end, offset in ranges.overlapping(start, stop):
+            first, last = (offset + (edge - begin) * tensor.itemsize for edge in (max(start, begin), min(stop, end)))
+            pieces.append(Piece(self._files[rank], first, last))
         raw = tensor.view(torch.uint8).numpy().data
         for block in verified(self.folder, pieces):
             raw[: len(block)] = block

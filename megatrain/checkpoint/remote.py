@@ -5,7 +5,7 @@ Design choices:
   copies its own files; rank 0 the commit record, last, once every file is there with its size.
 - A rank that copies first removes the commit record of an older attempt at the step: no reader sees a mixture.
 - Retries are left to the store's library. What fails after them is one OSError, which its caller may try again.
-- The store is asked for what it is every time: listings aren't kept.
+- No listing is kept by the store's library: another process may have changed what is there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from megatrain.checkpoint.format import COMMIT, STATE, data_name, hashes_name, index_name, read_commit
-from megatrain.checkpoint.store import Folder, StorageError, listing, one_line
+from megatrain.checkpoint.format import COMMIT, INDEX, STATE, data_name, hashes_name, read_commit
+from megatrain.checkpoint.store import Folder, StorageError, listing, one_line, said
 from megatrain.errors import InputError, bad_value
 from megatrain.resilience.files import sync_folder
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 URL = re.compile(r"file:(//)?/[^/]|(?!file:)[a-z][a-z0-9+.-]*://[^/]")
 """How a URL begins: the protocol and a bucket, or an absolute path."""
+RUN_FILES = ("config.yaml", "tokenizer.json")
 LEGAL = "give the URL of a folder: s3://BUCKET/RUN, gs://BUCKET/RUN, file:/FOLDER or another that fsspec can write to"
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"auto_mkdir": True},
@@ -36,7 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def root(url: str, key: str = "saving.remote") -> UPath:
-    """The folder at `url`, which the same program may go on with on any thread; nothing is asked of the store yet.
+    """The folder at `url`. Nothing is asked of the store yet. What is below it may be used on any thread.
 
     Raises InputError naming `key`: no URL, an unknown protocol, or one whose package (s3fs, gcsfs) isn't installed.
     """
@@ -50,10 +51,9 @@ def root(url: str, key: str = "saving.remote") -> UPath:
 
     try:
         path: UPath = UPath(url, use_listings_cache=False, **OPTIONS.get(parts.scheme, {}))
-        with one_line(path):
-            path.fs.invalidate_cache()  # The first thing asked of it loads its package.
-    except (ImportError, ValueError, StorageError) as error:
-        raise bad_value(key, url, f"{error}; {LEGAL}") from error
+        path.fs.invalidate_cache()  # The first thing asked of it loads its package.
+    except Exception as error:  # Every library has exceptions of its own.
+        raise bad_value(key, url, f"{said(error)}; {LEGAL}") from error
     return path
 
 
@@ -72,7 +72,7 @@ def upload_rank(folder: Path, remote: UPath, rank: int) -> None:
     """Copies the files of `rank` from a committed step's folder to the same place below `remote`. Raises OSError."""
     target = _below(remote, folder)
     _unlink(target / COMMIT)
-    for name in (data_name(rank), hashes_name(rank), index_name(rank)):
+    for name in (data_name(rank), hashes_name(rank)):
         _put(folder / name, target / name)
 
 
@@ -83,12 +83,21 @@ def upload_commit(folder: Path, remote: UPath) -> None:
     """
     target = _below(remote, folder)
     commit = read_commit(folder)
-    _put(folder / STATE, target / STATE)
+    for name in (STATE, INDEX):
+        _put(folder / name, target / name)
     sizes = listing(target)
     for name, record in commit["files"].items():
         if sizes.get(name) != record["bytes"]:
             raise StorageError(f"{target / name}: {sizes.get(name, 0)} bytes of {record['bytes']} are there")
     _put(folder / COMMIT, target / COMMIT)
+
+
+def upload_run(run_dir: Path, remote: UPath) -> None:
+    """Copies what a checkpoint can't be used without, where it isn't there yet: the tokenizer and the configuration."""
+    there = listing(remote)
+    for name in RUN_FILES:
+        if (run_dir / name).is_file() and there.get(name) != (run_dir / name).stat().st_size:
+            _put(run_dir / name, remote / name)
 
 
 def remove(folder: Folder) -> None:

@@ -2,20 +2,16 @@
 
 Design choices:
 - What stays is a pure function of what is there, so it doesn't matter which start wrote what.
-- A commit record goes first, durably: a removal that dies in between leaves an uncommitted folder, which nobody reads
-  and the next start removes.
+- What can't be removed now is when the next checkpoint is there.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
-from megatrain.checkpoint.folders import read_state, scan
-from megatrain.checkpoint.format import COMMIT
+from megatrain.checkpoint.folders import F, read_state, scan
+from megatrain.checkpoint.remote import remove
 from megatrain.config import SavingConfig
-from megatrain.resilience.files import sync_folder
 
 
 def obsolete(losses: Mapping[int, float | None], config: SavingConfig) -> list[int]:
@@ -32,20 +28,13 @@ def obsolete(losses: Mapping[int, float | None], config: SavingConfig) -> list[i
     return [step for step in steps if step not in stays]
 
 
-def apply(run_dir: Path, config: SavingConfig) -> list[int]:
-    """Removes what need not stay of a run directory's whole checkpoints; the steps. Raises OSError."""
+def apply(run_dir: F, config: SavingConfig) -> list[int]:
+    """Removes what need not stay of the checkpoints of a run directory, or of its copy; the steps. Raises OSError."""
     folders = {found.step: found.path for found in scan(run_dir) if found.problem is None}
-    losses = {
-        step: read_state(path).get("held_out_loss") if config.keep_best else None for step, path in folders.items()
-    }
+    losses: dict[int, float | None] = dict.fromkeys(folders)
+    if config.keep_best:
+        losses = {step: read_state(path).get("held_out_loss") for step, path in folders.items()}
     gone = obsolete(losses, config)
     for step in gone:
         remove(folders[step])
     return gone
-
-
-def remove(folder: Path) -> None:
-    """Removes a committed step's folder."""
-    (folder / COMMIT).unlink()
-    sync_folder(folder)
-    shutil.rmtree(folder)

@@ -20,6 +20,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+import numpy as np
+
 from megatrain.errors import GaveUp
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ REMOTE_CALL_BYTES = 8 * 1024 * 1024
 """Bytes of one request to a store: a request takes tens of milliseconds before its first byte."""
 BYTES_IN_FLIGHT = 64 * 1024 * 1024
 """Bytes asked for at once: what reading from a store may take of a host's memory."""
-SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?\S*=\S*")
+SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s\"']*=[^\s\"']*")
 """What a URL in an error may hold that is nobody's business: a password, a signature."""
 
 
@@ -42,19 +44,21 @@ class StorageError(GaveUp, OSError):
     """A remote store can't be reached, or refuses."""
 
 
+def said(error: Exception) -> str:
+    """What a store's library says, on one line and without secrets."""
+    return SECRETS.sub("", " ".join(str(error).split())) or type(error).__name__
+
+
 @contextmanager
 def one_line(path: Folder) -> Iterator[None]:
     """Turns what a store's library raises about `path` into StorageError. FileNotFoundError stays one."""
     try:
         yield
-    except StorageError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: missing ({said(error)})") from error
     except Exception as error:
         # Every library has exceptions of its own, and only calls into one stand in this block.
-        said = SECRETS.sub("", " ".join(str(error).split())) or type(error).__name__
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"{path}: missing ({said})") from error
-        raise StorageError(f"{path}: {said}") from error
+        raise StorageError(f"{path}: {said(error)}") from error
 
 
 def listing(folder: Folder) -> dict[str, int | None]:
@@ -102,7 +106,7 @@ def read_ranges(folder: Folder, ranges: Sequence[Range]) -> Iterator[memoryview]
 
 def _read_local(folder: Path, ranges: Sequence[Range]) -> Iterator[memoryview]:
     """Opens a file for each run of its ranges, not for longer: a thousand ranks' files would use up descriptors."""
-    buffer = memoryview(bytearray(max((stop - start for _, start, stop in ranges), default=0)))
+    buffer = np.empty(max((stop - start for _, start, stop in ranges), default=0), np.uint8).data
     for name, group in groupby(ranges, key=itemgetter(0)):
         with (folder / name).open("rb", buffering=0) as file:
             for _, start, stop in group:

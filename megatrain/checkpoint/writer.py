@@ -6,12 +6,11 @@ Design choices:
   They are hashed a call at a time, while they are in the processor's cache.
 - The disk works while the next bytes are copied and hashed. Left to itself, a node would keep most of a checkpoint in
   its memory until the sync at the end.
-- commit() trusts no rank: sizes are looked at and exact coverage is checked over all indexes before the record exists.
+- commit() trusts no rank: sizes are looked at, and the ranks' indexes are merged only where they cover all exactly.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,22 +25,21 @@ from megatrain.checkpoint.format import (
     COMMIT,
     DIGEST_BYTES,
     DTYPES,
+    INDEX,
     STATE,
     VERSION,
     BrokenCheckpoint,
     Commit,
     FileRecord,
-    Row,
     TrainerState,
-    check_coverage,
     data_name,
     encode,
     file_names,
     hashes_name,
-    index_name,
-    parse_rows,
+    rows_name,
     seal,
 )
+from megatrain.checkpoint.index import Row, encode_index, encode_rows, merge, parse_rows
 from megatrain.engines.ranges import Shard
 from megatrain.resilience.files import begin_to_sync, sync_folder, write_synced, write_whole
 
@@ -117,16 +115,14 @@ def write_rank(folder: Path, rank: int, shards: Iterable[Shard]) -> None:
     with (
         (folder / data_name(rank)).open("wb", buffering=CHUNK_BYTES) as data_file,
         (folder / hashes_name(rank)).open("wb") as hashes_file,
-        (folder / index_name(rank)).open("wb") as index_file,
+        (folder / rows_name(rank)).open("wb") as index_file,
     ):
         writer = HashedWriter(data_file)
         for shard in shards:
             rows += _write_shard(writer, rank, shard)
         hashes = writer.finish()
-        fields = [{key: value for key, value in vars(row).items() if key != "rank"} for row in rows]
         hashes_file.write(hashes)
-        index = {"version": VERSION, "rank": rank, "hashes": xxhash.xxh3_128_hexdigest(hashes), "rows": fields}
-        index_file.write(encode(index))
+        index_file.write(encode_rows(rows, xxhash.xxh3_128_hexdigest(hashes)))
         # All are begun before the first is waited for: a file system with a journal then writes it once.
         for small in (hashes_file, index_file):
             begin_to_sync(small)
@@ -149,25 +145,44 @@ def _write_shard(writer: HashedWriter, rank: int, shard: Shard) -> Iterator[Row]
 
 
 def commit(folder: Path, step: int, world_size: int, state: TrainerState) -> None:
-    """Writes the trainer's state, checks what all ranks wrote, and makes the folder a checkpoint. Rank 0 only, last.
+    """Writes the trainer's state, merges and checks what all ranks wrote, and makes the folder a checkpoint.
 
-    Raises BrokenCheckpoint where a file is missing or the ranges of all ranks don't cover every parameter exactly.
+    Rank 0 only, last. Raises BrokenCheckpoint where a file is missing or the ranges of all ranks don't cover every
+    parameter exactly.
     """
-    write_synced(folder / STATE, encode({"version": VERSION, **state}))
+    hashed = {STATE: encode({"version": VERSION, **state}), INDEX: _merged(folder, world_size)}
+    for name, raw in hashed.items():
+        write_synced(folder / name, raw)
+    for rank in range(world_size):
+        (folder / rows_name(rank)).unlink()
+    sync_folder(folder)
     files: dict[str, FileRecord] = {}
     for name in file_names(world_size):
-        if not (folder / name).is_file():
-            raise BrokenCheckpoint(f"{folder / name}: missing; is the run directory on a file system all nodes share?")
-        files[name] = {"bytes": (folder / name).stat().st_size}
-    rows: list[Row] = []
-    for rank in range(world_size):
-        size, hashes = files[data_name(rank)]["bytes"], files[hashes_name(rank)]["bytes"]
-        if hashes != -(-size // CHUNK_BYTES) * DIGEST_BYTES:
-            raise BrokenCheckpoint(f"{folder / data_name(rank)}: {size} bytes, but {hashes} bytes of hashes")
-        raw = (folder / index_name(rank)).read_bytes()
-        files[index_name(rank)]["xxh3_128"] = xxhash.xxh3_128_hexdigest(raw)
-        rows += parse_rows(json.loads(raw))
-    check_coverage(rows)
-    files[STATE]["xxh3_128"] = xxhash.xxh3_128_hexdigest((folder / STATE).read_bytes())
+        files[name] = {"bytes": _size(folder / name)}
+    for name, raw in hashed.items():
+        files[name]["xxh3_128"] = xxhash.xxh3_128_hexdigest(raw)
     record: Commit = {"version": VERSION, "step": step, "world_size": world_size, "files": files}
     write_whole(folder / COMMIT, seal(record))
+
+
+def _merged(folder: Path, world_size: int) -> bytes:
+    """index.json, of the ranks' own indexes."""
+    hashes: list[str] = []
+
+    def rows() -> Iterator[Row]:
+        for rank in range(world_size):
+            size, digests = _size(folder / data_name(rank)), _size(folder / hashes_name(rank))
+            if digests != -(-size // CHUNK_BYTES) * DIGEST_BYTES:
+                raise BrokenCheckpoint(f"{folder / data_name(rank)}: {size} bytes, but {digests} bytes of hashes")
+            _size(folder / rows_name(rank))
+            own, digest = parse_rows((folder / rows_name(rank)).read_bytes(), rank)
+            hashes.append(digest)
+            yield from own
+
+    return encode_index(merge(rows()), hashes)
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise BrokenCheckpoint(f"{path}: missing; is the run directory on a file system all nodes share?")
+    return path.stat().st_size

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from megatrain.model.partition import Part, cut
@@ -72,6 +73,18 @@ class ShardReader(Protocol):
     def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of the flattened parameter `name`: 1-D, on the CPU, in the dtype it was stored in."""
         ...
+
+
+@dataclass(frozen=True)
+class WeightsOnly:
+    """The masters of another reader, with an optimizer that hasn't taken a step."""
+
+    weights: ShardReader
+    optimizer_step: int = 0
+
+    def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
+        """See ShardReader. Moments are 0."""
+        return self.weights.read(state, name, start, stop) if state == MASTER else torch.zeros(stop - start)
 
 
 def load(shard: Shard, reader: ShardReader) -> None:

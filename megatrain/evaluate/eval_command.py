@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from rich.table import Table
 
 from megatrain import objectives
 from megatrain.batch import Batch
-from megatrain.config import DataConfig, EvalConfig
+from megatrain.command_config import EvalConfig
+from megatrain.config import DataConfig
 from megatrain.data.format import HELD_OUT
 from megatrain.data.loader import held_out_batches
 from megatrain.data.samples import open_sources
 from megatrain.errors import DONE, InputError, bad_value
-from megatrain.evaluate.loading import Checkpoint, load_model, load_tokenizer, open_checkpoint
+from megatrain.evaluate.loading import Checkpoint, attempt, load_model, load_tokenizer
 from megatrain.evaluate.perplexity import decoded_bytes, evaluate, split, text_sequences
+from megatrain.model.transformer import Transformer
 from megatrain.resilience.files import write_whole
 
 
@@ -32,26 +35,24 @@ class _Task:
 
     batches: Iterable[Batch]
     samples: int
+    sequence_length: int
     count_bytes: int | Callable[[Batch], int]
 
 
 def run(config: EvalConfig) -> int:
     """Prints a table, and writes it to `output`; the exit code. Raises InputError for what can't be evaluated."""
     _check(config)
-    checkpoint = open_checkpoint(config.checkpoint)
-    length = config.sequence_length or checkpoint.sequence_length
-    task = _text_task(config, checkpoint, length) if config.text else _data_task(config, checkpoint, length)
-    model = load_model(checkpoint.reader, checkpoint.model, config.precision)
+    checkpoint, task, model = attempt(config.checkpoint, partial(_prepare, config))
     console = Console(stderr=True)
     steps = math.ceil(task.samples / config.micro_batch_size)
     batches = track(task.batches, "evaluating", total=steps, console=console, disable=not console.is_terminal)
     result: dict[str, Any] = {
         "checkpoint": str(checkpoint.folder),
-        "step": checkpoint.reader.state["step"],
+        "step": checkpoint.step,
         "model": checkpoint.model.name,
         "evaluated": config.text or config.data.path,
         "samples": task.samples,
-        "sequence_length": length,
+        "sequence_length": task.sequence_length,
         "precision": config.precision.value,
         **asdict(evaluate(model, batches, task.count_bytes)),
     }
@@ -72,6 +73,13 @@ def _check(config: EvalConfig) -> None:
         raise bad_value("output", config.output, "its folder doesn't exist")
 
 
+def _prepare(config: EvalConfig, checkpoint: Checkpoint) -> tuple[Checkpoint, _Task, Transformer]:
+    """The checkpoint, what is evaluated, and the model."""
+    length = config.sequence_length or checkpoint.sequence_length
+    task = _text_task(config, checkpoint, length) if config.text else _data_task(config, checkpoint, length)
+    return checkpoint, task, load_model(checkpoint.reader, checkpoint.model, config.precision)
+
+
 def _data_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task:
     """The held-out split of a set."""
     sources = open_sources(DataConfig(path=config.data.path), length, HELD_OUT)
@@ -80,7 +88,7 @@ def _data_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task
     objective = objectives.build(checkpoint.objective, checkpoint.document_mask)
     samples = min(config.max_samples or sources[0].index.samples, sources[0].index.samples)
     batches = held_out_batches(sources, objective, samples=samples, micro_batch_size=config.micro_batch_size)
-    return _Task(batches, samples, decoded_bytes(load_tokenizer(checkpoint.tokenizer_path)))
+    return _Task(batches, samples, length, decoded_bytes(load_tokenizer(checkpoint.tokenizer_path)))
 
 
 def _text_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task:
@@ -99,8 +107,9 @@ def _text_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task
         raise bad_value("text", config.text, f"has {len(ids)} tokens; at least 2 are needed to predict one")
     predicted = text[encoding.offsets[0][1] : encoding.offsets[len(ids) - 1][1]]
     objective = objectives.build(checkpoint.objective, checkpoint.document_mask)
-    batch = objective(text_sequences(ids, length))
-    return _Task(split(batch, config.micro_batch_size), len(batch.input_ids), len(predicted.encode()))
+    # Of a text shorter than a sample nothing is padded: a model may be made for a hundred thousand tokens.
+    batch = objective(text_sequences(ids, min(length, len(ids) - 1)))
+    return _Task(split(batch, config.micro_batch_size), len(batch.input_ids), length, len(predicted.encode()))
 
 
 def _print(result: dict[str, Any]) -> None:

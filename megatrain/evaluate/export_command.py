@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatrain.checkpoint.huggingface import export
-from megatrain.config import ExportConfig
+from megatrain.checkpoint.huggingface.export import export
+from megatrain.command_config import ExportConfig
 from megatrain.errors import DONE
-from megatrain.evaluate.loading import open_checkpoint
+from megatrain.evaluate.loading import Checkpoint, attempt
 
 
 def run(config: ExportConfig) -> int:
     """Writes the folder and prints where it is; the exit code."""
-    checkpoint = open_checkpoint(config.checkpoint)
     output = Path(config.output)
-    export(
-        checkpoint.reader,
-        checkpoint.model,
-        checkpoint.tokenizer_path,
-        output,
-        config.precision,
-        checkpoint.sequence_length,
-        checkpoint.eos_id,
-    )
+
+    def write(checkpoint: Checkpoint) -> None:
+        export(
+            checkpoint.reader,
+            checkpoint.model,
+            checkpoint.tokenizer_path,
+            output,
+            config.precision,
+            checkpoint.sequence_length,
+            checkpoint.eos_id,
+        )
+
+    attempt(config.checkpoint, write)
     print(output)
     return DONE

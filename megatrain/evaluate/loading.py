@@ -2,14 +2,18 @@
 
 Design choices:
 - The model is whole, on this process's device, and is filled parameter by parameter from the checkpoint's ranges,
-  whatever layout wrote them.
+  whatever layout wrote them; a Hugging Face folder is read as it is.
 - The tokenizer is the run directory's copy of the one that made the data, and is checked against the hash in the
   checkpoint: a model with other ids would talk nonsense without an error.
+- Damage is found when a chunk is read, after the choice of a checkpoint. Who names a run directory means its newest
+  whole one, so then the next older one is taken, and said so; who names a step means that one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,56 +23,123 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
 from megatrain import device
-from megatrain.checkpoint.folders import resolve
+from megatrain.checkpoint.folders import meant, resolve
+from megatrain.checkpoint.format import BrokenCheckpoint
+from megatrain.checkpoint.huggingface.config import is_hugging_face
+from megatrain.checkpoint.huggingface.reader import HuggingFaceReader
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import ModelConfig, ObjectiveConfig, Precision
+from megatrain.checkpoint.store import Folder
+from megatrain.config import DataConfig, ModelConfig, ObjectiveConfig, Precision
 from megatrain.data.format import TOKENIZER
 from megatrain.engines.ranges import MASTER, ShardReader
-from megatrain.errors import InputError
+from megatrain.errors import InputError, bad_value
 from megatrain.model.transformer import Transformer
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint, and what its state says of model and data."""
+    """A model's weights, and what is known of the model and its data.
 
-    folder: Path
-    reader: CheckpointReader
+    folder: of a step, or Hugging Face's. step: of the run; 0 of a model from elsewhere.
+    """
+
+    folder: Folder
+    reader: ShardReader
+    step: int
     model: ModelConfig
     objective: ObjectiveConfig
     sequence_length: int
     document_mask: bool
     eos_id: int
+    tokenizer: Folder
     tokenizer_sha256: str
 
     @property
-    def tokenizer_path(self) -> Path:
-        """The run directory's tokenizer.json. Raises InputError where it is missing or another one."""
-        path = self.folder.resolve().parents[1] / TOKENIZER
-        if not path.is_file():
-            raise InputError(f"{path}: missing; it is the tokenizer of the checkpoint {self.folder}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.tokenizer_sha256:
-            raise InputError(f"{path}: not the tokenizer that {self.folder} was trained with (sha256 differs)")
-        return path
+    def tokenizer_path(self) -> Folder:
+        """Its tokenizer.json. Raises InputError where it is missing or another one."""
+        if not self.tokenizer.is_file():
+            raise InputError(f"{self.tokenizer}: missing; it is the tokenizer of the checkpoint {self.folder}")
+        if _sha256(self.tokenizer) != self.tokenizer_sha256:
+            raise InputError(
+                f"{self.tokenizer}: not the tokenizer that {self.folder} was trained with (sha256 differs)"
+            )
+        return self.tokenizer
+
+
+def attempt(path: str | Path, use: Callable[[Checkpoint], T]) -> T:
+    """What `use` makes of the checkpoint that `checkpoint=path` means.
+
+    Of a run directory each whole checkpoint has its turn, newest first, until `use` finds one unaltered; those that
+    are passed over are warned of. Raises InputError where there is none, BrokenCheckpoint where the step's folder that
+    was named, or every checkpoint, is altered.
+    """
+    if is_hugging_face(Path(path)):
+        return use(open_hugging_face(Path(path)))
+    altered: BrokenCheckpoint | None = None
+    for folder in meant(path):
+        if altered is not None:
+            log.warning("passed over: %s", altered)
+        try:
+            return use(open_step(folder))
+        except BrokenCheckpoint as error:
+            altered = error
+    assert altered is not None, "there is at least one"
+    raise altered
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint that `checkpoint=path` means. Raises InputError where there is none, GaveUp where it is broken."""
-    folder = resolve(path)
+    """What `checkpoint=path` means. Raises InputError where there is none, BrokenCheckpoint where it is altered."""
+    if is_hugging_face(Path(path)):
+        return open_hugging_face(Path(path))
+    return open_step(resolve(path))
+
+
+def open_step(folder: Folder) -> Checkpoint:
+    """The checkpoint in a step's folder. Raises BrokenCheckpoint."""
     reader = CheckpointReader(folder)
     config, tokenizer = reader.state["config"], reader.state["tokenizer"]
     return Checkpoint(
         folder=folder,
         reader=reader,
+        step=reader.state["step"],
         model=_typed(ModelConfig, config["model"]),
         objective=_typed(ObjectiveConfig, config["objective"]),
         sequence_length=config["sequence_length"],
         document_mask=config["data"]["document_mask"],
         eos_id=tokenizer["eos_id"],
+        tokenizer=folder.resolve().parents[1] / TOKENIZER,
         tokenizer_sha256=tokenizer["sha256"],
     )
+
+
+def open_hugging_face(folder: Path, key: str = "checkpoint") -> Checkpoint:
+    """The model in a Hugging Face folder. Raises InputError, naming `key` or the file, where it isn't one of ours."""
+    if not is_hugging_face(folder):
+        raise bad_value(key, folder, "no config.json in it; give a Hugging Face folder")
+    reader = HuggingFaceReader(folder)
+    tokenizer = folder / TOKENIZER
+    if not tokenizer.is_file():
+        raise InputError(f"{tokenizer}: missing; save the tokenizer with transformers' AutoTokenizer, which writes it")
+    return Checkpoint(
+        folder=folder,
+        reader=reader,
+        step=0,
+        model=reader.description.model,
+        objective=ObjectiveConfig(),
+        sequence_length=reader.description.sequence_length,
+        document_mask=DataConfig().document_mask,
+        eos_id=reader.description.eos_id,
+        tokenizer=tokenizer,
+        tokenizer_sha256=_sha256(tokenizer),
+    )
+
+
+def _sha256(path: Folder) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _typed(schema: type[T], values: dict[str, Any]) -> T:
@@ -92,9 +163,9 @@ def load_model(reader: ShardReader, config: ModelConfig, precision: Precision) -
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Folder) -> Tokenizer:
     """The tokenizer as the data were made with it: special tokens in a text are text, nothing is cut or padded."""
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_buffer(path.read_bytes())
     tokenizer.encode_special_tokens = True  # which means: as text
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -59,6 +59,11 @@ def head_dim(config: ModelConfig) -> int:
     return config.head_dim if config.head_dim is not None else config.hidden_size // config.num_heads
 
 
+def attention_out_bias(config: ModelConfig) -> bool:
+    """Whether attention's output projection has a bias."""
+    return config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
+
+
 def qkv_size(config: ModelConfig) -> int:
     """Rows of the fused query, key and value projection."""
     return (config.num_heads + 2 * config.num_kv_heads) * head_dim(config)
@@ -74,17 +79,18 @@ def _parameters(config: ModelConfig) -> Iterator[ParameterSpec]:
     # Each layer adds two terms to the residual stream: its variance shall not grow with depth (GPT-2, section 2.3).
     residual_std = std / (2 * config.num_layers) ** 0.5
     qkv, gate_up = qkv_size(config), 2 * config.intermediate_size
-    attention_bias, mlp_bias = config.attention_bias, config.mlp_bias
+    mlp_bias = config.mlp_bias
     yield ParameterSpec("embedding.weight", (config.vocab_size, hidden), Kind.embedding, std, Cut.rows)
     for i in range(config.num_layers):
         layer = f"layers.{i}"
         yield from _norm(config, f"{layer}.attention_norm")
-        yield from _linear(f"{layer}.attention.qkv", (qkv, hidden), qkv if attention_bias else 0, std, Cut.heads)
+        yield from _linear(f"{layer}.attention.qkv", (qkv, hidden), qkv if config.attention_bias else 0, std, Cut.heads)
         if config.qk_norm:
             yield ParameterSpec(f"{layer}.attention.query_norm.weight", (head_dim(config),), Kind.norm)
             yield ParameterSpec(f"{layer}.attention.key_norm.weight", (head_dim(config),), Kind.norm)
         out = (config.num_heads * head_dim(config), hidden)
-        yield from _linear(f"{layer}.attention.out", out, hidden if attention_bias else 0, residual_std, Cut.rows)
+        out_bias = hidden if attention_out_bias(config) else 0
+        yield from _linear(f"{layer}.attention.out", out, out_bias, residual_std, Cut.rows)
         yield from _norm(config, f"{layer}.mlp_norm")
         yield from _linear(f"{layer}.mlp.gate_up", (gate_up, hidden), gate_up if mlp_bias else 0, std, Cut.halves)
         down = (config.intermediate_size, hidden)
@@ -144,6 +150,9 @@ def check(config: ModelConfig) -> None:
         raise bad_value("model.num_heads", config.num_heads, legal)
     if head_dim(config) % 2:
         raise bad_value("model.head_dim", head_dim(config), "has to be even: rotary positions turn pairs")
+    if config.attention_out_bias and not config.attention_bias:
+        legal = "only with model.attention_bias=true; legal: null, false"
+        raise bad_value("model.attention_out_bias", "true", legal)
     _check_rope_scaling(config)
 
 

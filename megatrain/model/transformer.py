@@ -23,7 +23,7 @@ from megatrain.kernels.attention import op
 from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, linear, make_norm
 from megatrain.model.partition import Stage, parts, whole
 from megatrain.model.rotary import cos_sin, rotate
-from megatrain.model.spec import head_dim
+from megatrain.model.spec import attention_out_bias, head_dim
 from megatrain.parallel.tensor import ALONE, TensorParallel, cross_entropy, gather_sequence
 
 
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         )
         self.query_norm = RMSNorm(self.head_dim, config.norm_eps, tensor) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, config.norm_eps, tensor) if config.qk_norm else nn.Identity()
-        self.out = RowLinear(heads * self.head_dim, config.hidden_size, config.attention_bias, tensor)
+        self.out = RowLinear(heads * self.head_dim, config.hidden_size, attention_out_bias(config), tensor)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: op.Mask) -> Tensor:
         """[B, S / tp, hidden_size] from the same; cos and sin as rotary.cos_sin gives them."""

@@ -10,13 +10,12 @@ Design choices:
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib import metadata
 from pathlib import Path
 
-from megatrain.observe.records import Record, encode
+from megatrain.observe.records import LineFile, Record
 
 PACKAGES = ("megatrain", "torch", "deepspeed", "transformers")
 
@@ -25,21 +24,16 @@ class EventLog:
     """Adds to an events.jsonl, made where there is none."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("a+b", buffering=0)
-        size = self.file.seek(0, os.SEEK_END)
-        if size:
-            self.file.seek(size - 1)
-            if self.file.read(1) != b"\n":
-                self.file.write(b"\n")  # a dying process left half a line: it shall not take the next with it
+        self._lines = LineFile(path)
 
     def write(self, event: str, step: int, **details: object) -> None:
         """Adds an event, durably. `details`: what JSON can say, without secrets."""
-        line = {"event": event, "step": step, "time": round(time.time(), 3)} | details
-        self.file.write(encode(line).encode() + b"\n")
-        os.fsync(self.file.fileno())
+        self._lines.write({"event": event, "step": step, "time": round(time.time(), 3)} | details)
+        self._lines.sync()
 
     def close(self) -> None:
-        self.file.close()
+        """Nothing is written after."""
+        self._lines.close()
 
 
 class SkipSink:

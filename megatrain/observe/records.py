@@ -4,13 +4,16 @@ Design choices:
 - A number that isn't finite has no JSON form, so in a line it is null and its name is in `non_finite` ("nan", "inf",
   "-inf"): every JSON reader takes the file, a table reader sees a gap, and `read` gives the number back.
 - A reader never fails on the line that a dying process left half-written; it leaves it out.
+- A full disk ends no training: lines that it doesn't take are kept until it does.
 - Floats are written as Python prints them, which is exact: two runs are compared bit for bit through their files.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,42 @@ def read(path: Path) -> Iterator[Record]:
             record = decode(line)
             if record is not None:
                 yield record
+
+
+class LineFile:
+    """Adds records to a JSON lines file, made where there is none. A half-written last line is ended first."""
+
+    def __init__(self, path: Path) -> None:
+        # Unbuffered, and one write a line: a killed process leaves whole lines and at most one piece.
+        self._file = path.open("a+b", buffering=0)
+        self._waiting = bytearray()
+        size = self._file.seek(0, os.SEEK_END)
+        if size:
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._waiting += b"\n"
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """Adds a line, or keeps it in memory while the disk is full."""
+        self._waiting += encode(record).encode() + b"\n"
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
+    def sync(self) -> None:
+        """Makes what the disk has taken durable."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Raises OSError where the disk is still too full."""
+        self._write_waiting()
+        self._file.close()
+
+    def _write_waiting(self) -> None:
+        while self._waiting:  # A disk that fills up takes the beginning of a line.
+            del self._waiting[: self._file.write(self._waiting)]
 
 
 def without_secrets(tree: Any) -> Any:

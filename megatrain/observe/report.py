@@ -24,7 +24,8 @@ import jinja2
 from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
-from megatrain.config import ModelConfig, ReportConfig
+from megatrain.command_config import ReportConfig
+from megatrain.config import ModelConfig
 from megatrain.errors import DONE, bad_value
 from megatrain.model.spec import parameter_count
 from megatrain.observe.records import Record, read, without_secrets

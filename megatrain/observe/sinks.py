@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from megatrain.compose import plain
 from megatrain.config import TrainConfig, WandbMode
 from megatrain.errors import InputError, bad_value
-from megatrain.observe.records import Record, decode, encode, without_secrets
+from megatrain.observe.records import LineFile, Record, decode, without_secrets
 
 if TYPE_CHECKING:
     import wandb
@@ -66,17 +66,16 @@ class JsonlSink:
     def __init__(self, path: Path, resume_step: int) -> None:
         if path.exists():
             _keep_until(path, resume_step)
-        # Unbuffered, and one write a line: a killed process leaves whole lines and at most one piece.
-        self.file = path.open("ab", buffering=0)
+        self._lines = LineFile(path)
 
     def write(self, record: Record) -> None:
-        self.file.write(encode(record).encode() + b"\n")
+        self._lines.write(record)
 
     def flush(self) -> None:
-        os.fsync(self.file.fileno())
+        self._lines.sync()
 
     def close(self) -> None:
-        self.file.close()
+        self._lines.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -202,6 +202,16 @@ def test_a_read_touches_and_verifies_only_the_chunks_it_needs(tmp_path: Path) ->
         reader.read(MASTER, "w", 31 * chunk - 1, 31 * chunk)
 
 
+def test_a_chunk_that_is_read_again_is_verified_again(tmp_path: Path) -> None:
+    write(tmp_path / "c", even_layout({"w": (10,)}, 1), random_whole({"w": (10,)}))
+    reader = CheckpointReader(tmp_path / "c")
+    reader.verify_all()
+    data = tmp_path / "c" / "rank_00000.bin"
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    with pytest.raises(BrokenCheckpoint, match=r"rank_00000\.bin: chunk 0 \(of 65536 bytes\) is altered"):
+        reader.read(MASTER, "w", 5, 6)
+
+
 def test_what_it_does_not_hold_is_one_clear_line(tmp_path: Path) -> None:
     write(tmp_path / "c", even_layout({"w": (10,)}, 1), random_whole({"w": (10,)}))
     reader = CheckpointReader(tmp_path / "c")
@@ -236,17 +246,25 @@ def test_another_program_reads_it_from_the_document_alone(tmp_path: Path) -> Non
     record = json.loads((folder / "commit.json").read_bytes())
     digest = record.pop("xxh3_128")
     assert xxhash.xxh3_128_hexdigest(canonical(record)) == digest
-    found = {(state, name): np.full(math.prod(SHAPES[name]), 0, "<u4") for name in SHAPES for state in STATES}
+    raw = (folder / "index.json").read_bytes()
+    assert xxhash.xxh3_128_hexdigest(raw) == record["files"]["index.json"]["xxh3_128"]
+    index = json.loads(raw)
+    files = []
     for rank in range(record["world_size"]):
-        raw = (folder / f"rank_{rank:05d}.json").read_bytes()
-        assert xxhash.xxh3_128_hexdigest(raw) == record["files"][f"rank_{rank:05d}.json"]["xxh3_128"]
-        index = json.loads(raw)
         data, hashes = ((folder / f"rank_{rank:05d}.{suffix}").read_bytes() for suffix in ("bin", "xxh3"))
-        assert xxhash.xxh3_128_hexdigest(hashes) == index["hashes"]
+        assert xxhash.xxh3_128_hexdigest(hashes) == index["hashes"][rank]
         chunks = [data[start : start + 65536] for start in range(0, len(data), 65536)]
         assert hashes == b"".join(map(xxhash.xxh3_128_digest, chunks))
-        for row in index["rows"]:
-            values = np.frombuffer(data, "<u4", row["stop"] - row["start"], row["offset"])
-            found[row["state"], row["name"]][row["start"] : row["stop"]] = values
+        files.append(data)
+    found = {}
+    for parameter in index["parameters"]:
+        assert parameter["shape"] == list(SHAPES[parameter["name"]])
+        for state, ranges in parameter["states"].items():
+            parts, start = [], 0
+            for rank, stop, offset in zip(ranges["rank"], ranges["stop"], ranges["offset"], strict=True):
+                parts.append(np.frombuffer(files[rank], "<u4", stop - start, offset))
+                start = stop
+            found[state, parameter["name"]] = np.concatenate(parts)
+    assert set(found) == {(state, name) for name in SHAPES for state in STATES}
     for (state, name), values in found.items():
         assert values.tobytes() == whole[name][state].flatten().view(torch.uint8).numpy().tobytes()

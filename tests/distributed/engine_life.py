@@ -248,7 +248,7 @@ def life(layout: Layout) -> Facts:
     if isinstance(engine, DeepSpeedEngine) and layout.offload and layout.stage in (1, 2):
         LateCopies(engine)
     fresh = snapshot(engine)
-    weights_follow = {"fresh": weights_follow_masters(engine)}
+    weights_follow = {"fresh": _weights_follow(engine)}
     views = {(shard.name, state): view for shard in engine.shards() for state, view in shard.tensors.items()}
     evaluations = [evaluate(engine, batches()[0])]
     unchanged = {"fresh": same(fresh, snapshot(engine))}
@@ -256,11 +256,11 @@ def life(layout: Layout) -> Facts:
     disturbed = _disturb(engine)
     unchanged |= disturbed.unchanged
     evaluations.append(disturbed.evaluation)
-    weights_follow["trained"] = weights_follow_masters(engine)
+    weights_follow["trained"] = _weights_follow(engine)
     more = train(engine, batches()[LATE], MICRO_BATCH)
     same_as_control = same(snapshot(engine), snapshot(control))
     engine.load_shards(halfway)
-    weights_follow["gone back"] = weights_follow_masters(engine)
+    weights_follow["gone back"] = _weights_follow(engine)
     again = train(engine, batches()[LATE], MICRO_BATCH)
     live = all(
         view.data_ptr() == views[shard.name, state].data_ptr()
@@ -350,6 +350,11 @@ def _disturb(engine: AnyEngine) -> Disturbed:
         empty_norm=float(empty.gradient_norm),
         empty_loss=float(empty.loss()),
     )
+
+
+def _weights_follow(engine: AnyEngine) -> bool:
+    """By what all ranks hold, gathered, and by the engine's own check. Collective."""
+    return weights_follow_masters(engine) and engine.differing_weights() is None
 
 
 def _is_initial(state: WholeState) -> bool:

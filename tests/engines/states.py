@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from megatrain.checkpoint.format import Row, check_coverage
+from megatrain.checkpoint.index import Row, merge
 from megatrain.engines.ranges import MASTER
 from tests.distributed.training import AnyEngine
 
@@ -70,8 +70,8 @@ def whole(engine: AnyEngine) -> WholeState:
     of_all: list[list[tuple[Row, Tensor]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(of_all, mine)
     held = {(row.state, row.name, row.start): tensor for part in of_all for row, tensor in part}
-    rows = check_coverage([row for part in of_all for row, _ in part])
-    tensors = {key: torch.cat([held[(*key, row.start)] for row in group]) for key, group in rows.items()}
+    index = merge(row for part in of_all for row, _ in part)
+    tensors = {key: torch.cat([held[(*key, start)] for start in ranges.start]) for key, ranges in index.items()}
     return WholeState(engine.optimizer_step(), tensors)
 
 

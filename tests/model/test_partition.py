@@ -63,10 +63,13 @@ def test_every_element_is_held_once_by_first_copies(
     assert not copies
 
 
+@pytest.mark.parametrize("out_bias", [None, False])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_stage_is_built_of_its_parts(count: int, tied: bool) -> None:
-    config = replace(samples.MODEL, tie_embeddings=tied, attention_bias=True, mlp_bias=True)
+def test_a_stage_is_built_of_its_parts(count: int, tied: bool, out_bias: bool | None) -> None:
+    config = replace(
+        samples.MODEL, tie_embeddings=tied, attention_bias=True, attention_out_bias=out_bias, mlp_bias=True
+    )
     of_spec = {parameter.name: parameter for parameter in spec.parameters(config)}
     # Four ranks, two to a key-value head; the group only has to be there.
     tensor = TensorParallel(rank=1, size=4, kv_group=object())  # type: ignore[arg-type]

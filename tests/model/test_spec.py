@@ -54,8 +54,9 @@ def test_presets_have_their_published_counts(path: Path) -> None:
         preset("llama_1b.yaml"),
         replace(SMALL, norm=Norm.layer, attention_bias=True, mlp_bias=True),
         replace(SMALL, qk_norm=True, head_dim=6, tie_embeddings=True),
+        replace(SMALL, attention_bias=True, attention_out_bias=False),
     ],
-    ids=["llama3_70b", "tied", "layer norm and biases", "qk-norm and head_dim"],
+    ids=["llama3_70b", "tied", "layer norm and biases", "qk-norm and head_dim", "biases of q, k, v alone"],
 )
 def test_the_built_model_has_the_parameters_of_the_spec(config: ModelConfig) -> None:
     with torch.device("meta"):
@@ -95,6 +96,7 @@ def test_flops_are_those_of_every_product() -> None:
         (replace(SMALL, head_dim=5), "model.head_dim=5: has to be even"),
         (replace(SMALL, hidden_size=12), "model.head_dim=3: has to be even"),
         (replace(SMALL, num_layers=0), "model.num_layers=0: has to be above 0"),
+        (replace(SMALL, attention_out_bias=True), "model.attention_out_bias=true: only with model.attention_bias=true"),
         (replace(SMALL, sliding_window=0), "model.sliding_window=0: has to be above 0"),
         (replace(SMALL, rope_scaling=RopeScaling(factor=0.0)), "model.rope_scaling.factor=0.0: has to be above 0"),
         (

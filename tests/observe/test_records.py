@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.observe.records import Value, decode, encode, read, without_secrets
+from megatrain.observe.records import LineFile, Value, decode, encode, read, without_secrets
+from tests.conftest import fill
 
 VALUES: st.SearchStrategy[Value] = st.none() | st.integers() | st.floats() | st.text()
 
@@ -59,3 +61,21 @@ def test_keys_that_name_a_secret_are_left_out() -> None:
         "logger": {"project": "p"},
         "remotes": [{"host": "h"}],
     }
+
+
+def test_lines_that_a_full_disk_does_not_take_come_when_it_does(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(1 << 16)
+    path = disk / "metrics.jsonl"
+    lines = LineFile(path)
+    lines.write({"step": 0})
+    ballast = fill(disk)
+    for step in range(1, 1000):
+        lines.write({"step": step})
+    lines.sync()
+    assert len(list(read(path))) < 500
+    with pytest.raises(OSError, match="No space left on device"):
+        lines.close()
+    ballast.unlink()
+    lines.write({"step": 1000})
+    lines.close()
+    assert list(read(path)) == [{"step": step} for step in range(1001)]

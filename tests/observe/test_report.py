@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from megatrain.command_config import ReportConfig
 from megatrain.compose import plain
-from megatrain.config import ModelConfig, ReportConfig, TrainConfig
+from megatrain.config import ModelConfig, TrainConfig
 from megatrain.errors import InputError
 from megatrain.observe.events import EventLog
 from megatrain.observe.records import Record

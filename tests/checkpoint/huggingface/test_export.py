@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,31 +13,15 @@ import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from megatrain.checkpoint import huggingface
+from megatrain.checkpoint.huggingface import export as export_module
 from megatrain.config import ModelConfig, Norm, Precision, RopeScaling
 from megatrain.errors import GaveUp, InputError
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.transformer import Transformer
-from tests.tokenizer import EOS, make_tokenizer
+from tests.huggingface import LLAMA, MODELS
+from tests.tokenizer import EOS
 
-CONFIG = ModelConfig(
-    name="export",
-    vocab_size=300,
-    hidden_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    intermediate_size=96,
-    rope_theta=500.0,
-    rope_scaling=RopeScaling(original_context=32),
-    attention_bias=True,
-    initializer_std=0.2,
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json", vocab_size=290)
+CONFIG = replace(LLAMA, rope_scaling=RopeScaling(original_context=32), attention_bias=True)
 
 
 def export(
@@ -49,19 +32,16 @@ def export(
     eos_id: int = 0,
 ) -> InitialWeights:
     reader = InitialWeights(config, seed=1)
-    huggingface.export(reader, config, tokenizer, output, precision, sequence_length=32, eos_id=eos_id)
+    export_module.export(reader, config, tokenizer, output, precision, sequence_length=32, eos_id=eos_id)
     return reader
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"tie_embeddings": True, "attention_bias": False, "sliding_window": 5}, {"qk_norm": True}],
-    ids=["Llama", "Mistral", "Qwen3"],
-)
-def test_transformers_computes_the_same(tokenizer: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    config = replace(CONFIG, **changes)
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_computes_the_same(tokenizer: Path, tmp_path: Path, name: str) -> None:
+    config = MODELS[name]
     reader = export(tokenizer, tmp_path / "out", config)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(theirs).__name__ == f"{name.split()[0]}ForCausalLM"
     ours = Transformer(config)
     for name, parameter in ours.named_parameters():
         parameter.data.copy_(reader.read("master", name, 0, parameter.numel()).view_as(parameter))
@@ -84,7 +64,7 @@ def test_the_tokenizer_comes_along(tokenizer: Path, tmp_path: Path) -> None:
 
 def test_large_models_become_several_files(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(tokenizer, tmp_path / "one", precision=Precision.bf16)
-    monkeypatch.setattr(huggingface, "MAX_FILE_BYTES", 60_000)
+    monkeypatch.setattr(export_module, "MAX_FILE_BYTES", 60_000)
     export(tokenizer, tmp_path / "many", precision=Precision.bf16)
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     files = sorted(tmp_path.glob("many/*.safetensors"))
@@ -109,7 +89,15 @@ def test_large_models_become_several_files(tokenizer: Path, tmp_path: Path, monk
     ("config", "message"),
     [
         (replace(CONFIG, norm=Norm.layer), "model.norm=layer: "),
-        (replace(CONFIG, qk_norm=True, mlp_bias=True), "model.mlp_bias=True: "),
+        (
+            replace(CONFIG, qk_norm=True, mlp_bias=True),
+            "model.mlp_bias=True: no Hugging Face architecture has it together",
+        ),
+        (
+            replace(CONFIG, qk_norm=True, attention_out_bias=False),
+            "model.attention_out_bias=False: Hugging Face's Qwen3",
+        ),
+        (replace(CONFIG, attention_out_bias=False, mlp_bias=True), "model.mlp_bias=True: no Hugging Face architecture"),
         (replace(CONFIG, sliding_window=8), "model.attention_bias=True: "),
         (replace(CONFIG, num_heads=6, head_dim=16), "model.num_heads=6: has to divide model.hidden_size=64"),
     ],
@@ -150,5 +138,5 @@ class FailsAtTheHead(InitialWeights):
 def test_a_failure_leaves_nothing(tokenizer: Path, tmp_path: Path) -> None:
     reader = FailsAtTheHead(CONFIG, seed=1)
     with pytest.raises(GaveUp, match="chunk 7"):
-        huggingface.export(reader, CONFIG, tokenizer, tmp_path / "out", Precision.fp32, 32, eos_id=0)
+        export_module.export(reader, CONFIG, tokenizer, tmp_path / "out", Precision.fp32, 32, eos_id=0)
     assert list(tmp_path.iterdir()) == []

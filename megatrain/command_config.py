@@ -1,0 +1,112 @@
+"""The typed configurations of the commands around training; `prep` has its own in data_prep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from megatrain.config import Precision
+
+
+@dataclass
+class EvalDataConfig:
+    """What `megatrain eval` reads."""
+
+    path: str | None = None
+    """A folder that `megatrain prep` wrote; its held-out split is evaluated."""
+
+
+@dataclass
+class EvalConfig:
+    """`megatrain eval`."""
+
+    checkpoint: str = MISSING
+    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    text: str | None = None
+    """A UTF-8 text file to evaluate instead of data.path."""
+    output: str | None = None
+    """A JSON file for the results."""
+    precision: Precision = Precision.fp32
+    """What the forward pass computes in."""
+    sequence_length: int | None = None
+    """Tokens of a sample; null: as in training."""
+    micro_batch_size: int = 8
+    """Samples computed at once."""
+    max_samples: int | None = None
+    """Samples to take; null: the whole held-out split."""
+
+
+@dataclass
+class GenerateConfig:
+    """`megatrain generate`."""
+
+    checkpoint: str = MISSING
+    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
+    prompt: str = ""
+    """The text to go on from."""
+    max_new_tokens: int = 100
+    """Tokens to add at most; the end of the document may come sooner."""
+    temperature: float = 0.8
+    """0: always the likeliest token."""
+    top_k: int = 50
+    """Sample among so many likeliest tokens; 0: all."""
+    seed: int = 0
+    """Of the sampling."""
+    precision: Precision = Precision.fp32
+    """What the model computes in."""
+
+
+@dataclass
+class ExportConfig:
+    """`megatrain export`."""
+
+    checkpoint: str = MISSING
+    """A run directory (its newest whole checkpoint), a step's folder or a Hugging Face folder."""
+    output: str = MISSING
+    """The Hugging Face folder to write."""
+    precision: Precision = Precision.fp32
+    """What the weights are written in."""
+
+
+@dataclass
+class ImportConfig:
+    """`megatrain import`."""
+
+    source: str = MISSING
+    """A Hugging Face folder of a Llama, Mistral, Qwen2 or Qwen3: config.json, safetensors, tokenizer.json."""
+    output: str = MISSING
+    """The run directory to make, with a checkpoint of the weights."""
+
+
+@dataclass
+class AverageConfig:
+    """`megatrain average`."""
+
+    checkpoint: str = MISSING
+    """A run directory."""
+    last: int | None = None
+    """How many of its newest whole checkpoints to average; or give steps."""
+    steps: list[int] = field(default_factory=list)
+    """The steps whose checkpoints to average."""
+    output: str = MISSING
+    """The run directory to make, with a checkpoint of the mean weights."""
+
+
+@dataclass
+class ReportConfig:
+    """`megatrain report`."""
+
+    run_dir: str = MISSING
+    """The run directory to report on."""
+    output: str | None = None
+    """The HTML file; null: RUN_DIR/report.html."""
+
+
+@dataclass
+class InspectConfig:
+    """`megatrain inspect`."""
+
+    path: str = MISSING
+    """A shard set, a run directory or a step's folder; the URL of one of the latter two."""
