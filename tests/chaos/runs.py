@@ -24,6 +24,7 @@ import torch
 from megatrain.checkpoint.folders import checkpoints_folder, scan, step_folder
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.errors import BUG
+from megatrain.observe.records import Value, read
 from tests.chaos.injection.sitecustomize import VARIABLE
 from tests.distributed.command import Command, curve, keys
 
@@ -60,6 +61,11 @@ def start(data: Path, run_dir: Path, *overrides: str, environment: Mapping[str, 
     """The command with OVERRIDES, on two processes. Output goes beside the data: run_dir's disk may be full."""
     arguments = keys(data, run_dir, "launch.processes=2", *OVERRIDES, *overrides)
     return Command(["-m", "megatrain", "train", *arguments], data.parent, environment or {})
+
+
+def starts(run_dir: Path) -> list[Value]:
+    """The step that each start began from, of those that came as far as training."""
+    return [event["step"] for event in read(run_dir / "events.jsonl") if event["event"] in ("start", "resume")]
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Dying:
         """Starts it, waits for its death at `point`, and checks what is left."""
         if self.step > STEPS - 2 * KEPT:
             self.finish()
+        before = len(starts(self.run_dir))
         action = "kill all" if point.everyone else "kill"
         environment = injected(self.run_dir, rank=point.rank, point=point.moment, action=action)
         with start(self.reference.data, self.run_dir, environment=environment) as command:
@@ -121,7 +128,9 @@ class Dying:
         said = [line for line in finished.stderr.splitlines(keepends=True) if not line.startswith("passed over: ")]
         expected = (-signal.SIGKILL, "") if point.everyone else (BUG, killed)
         assert (finished.code, "".join(said)) == expected, f"{point}: {finished.stdout}"
-        self.step = self.reference.check(self.run_dir)
+        assert starts(self.run_dir)[before:] in ([], [self.step]), f"{point}: not from the newest whole checkpoint"
+        before_it, self.step = self.step, self.reference.check(self.run_dir)
+        assert self.step >= before_it, f"{point}: lost a checkpoint"
 
     def finish(self) -> None:
         """It lives from here to its end."""

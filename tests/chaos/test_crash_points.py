@@ -55,6 +55,7 @@ def test_killed_while_a_checkpoint_is_replaced(reference: Reference, tmp_path: P
     dying = Dying(reference, tmp_path)
     reference.copy(dying.run_dir, steps=(3, 4))
     os.truncate(step_folder(dying.run_dir, 4) / "rank_00001.bin", 1)
+    dying.step = 3
     for point in REPLACING:
         dying.die(point)
     dying.finish()
