@@ -93,10 +93,12 @@ class Reference:
             assert_same(step_folder(run_dir, step), step_folder(self.run_dir, step))
         return max(steps, default=0)
 
-    def finish(self, run_dir: Path, *overrides: str) -> None:
-        """Starts a run again and lets it go to its end, which is the reference's."""
-        with start(self.data, run_dir, *overrides) as command:
+    def finish(self, run_dir: Path) -> None:
+        """Starts a run again, from its newest whole checkpoint, and lets it go to its end, which is the reference's."""
+        newest = self.check(run_dir)
+        with start(self.data, run_dir) as command:
             command.succeed()
+        assert starts(run_dir)[-1] == newest
         assert self.check(run_dir) == STEPS
         assert len(curve(run_dir)) == STEPS
 
