@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(400)
 SPANNING = (
     Point(0, "before mkdir step", everyone=True),
     Point(0, "before open step/rank_00000.bin"),
-    Point(1, "before write step/rank_00001.bin at 1048576"),
+    Point(1, "before write step/rank_00001.bin, number 2"),
     Point(1, "before fsync step/rank_00001.bin", everyone=True),
     Point(1, "after fsync step"),
     Point(0, "after fsync step/state.json", everyone=True),
