@@ -78,10 +78,11 @@ def _differences(saved: State, current: State) -> list[str]:
 def resume_state(saved: State, current: State, allow_change: bool = False) -> State:
     """The state to continue from: `saved`, with a segment more if what is asked for now is something else.
 
-    current: start_state of what is asked for now. Raises InputError like check_state unless another order is allowed;
-    another global batch size always is.
+    current: start_state of what is asked for now. Raises InputError like check_state unless another order is allowed,
+    which another seed never is; another global batch size always is.
     """
-    if not allow_change:
+    # Under another seed "where a source is in its permutation" means nothing.
+    if not allow_change or saved["fingerprint"]["seed"] != current["fingerprint"]["seed"]:
         check_state(saved, current)
     (wanted,) = current["segments"]
     reasons = _differences(saved, current)
