@@ -13,13 +13,12 @@ from megatrain.config import DataConfig, ObjectiveConfig, Packing, SourceConfig
 from megatrain.data import best_fit as best_fit_module
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.format import ShardSet
-from megatrain.data.loader import Loader
+from megatrain.data.loader import to_sequences
 from megatrain.data.samples import SampleOrder, open_sources, read_samples
 from megatrain.data.sequences import read_members
-from megatrain.data.state import start_state
 from megatrain.errors import GaveUp, InputError
 from megatrain.objectives import build
-from tests.data.sets import row, write_set
+from tests.data.sets import EOS, row, write_set
 
 LENGTH = 6
 FOUR_UNITS = [[[5, 11, 3] * 90, [20, 1, 1]], [[2, 40], [1, 7, 7]]]
@@ -53,22 +52,15 @@ def index_file(folder: Path) -> Path:
 def test_an_epoch_predicts_every_token_but_the_first_of_a_document_once(tmp_path: Path, length: int) -> None:
     shards = write_set(tmp_path, FOUR_UNITS)
     sources = open_sources(config(tmp_path), length)
-    loader = Loader(
-        SampleOrder(sources, seed=1),
-        build(ObjectiveConfig(), document_mask=True),
-        start_state(sources, seed=1, global_batch_size=4),
-        micro_batch_size=2,
-    )
-    batches = [batch for step in loader for batch in step.micro_batches]
-    loader.close()
-    targets = torch.cat([batch.targets.flatten() for batch in batches])
+    order = SampleOrder(sources, seed=1)
+    batch = build(ObjectiveConfig(), document_mask=True)(to_sequences(order.read(np.arange(order.total_samples or 0))))
     ids, document = row(shards)
+    targets = batch.targets.flatten()
     expected = ids[document != np.arange(len(ids))]
     assert Counter(targets[targets != IGNORE].tolist()) == Counter(expected.tolist())
     # Ids count on, so where a target is looked at from its own document the id before it is the input.
-    inputs = torch.cat([batch.input_ids.flatten() for batch in batches])
-    inner = (targets != IGNORE) & (targets != 0)
-    assert torch.equal(inputs[inner] + 1, targets[inner])
+    inner = (targets != IGNORE) & (targets != EOS)
+    assert torch.equal(batch.input_ids.flatten()[inner] + 1, targets[inner])
 
 
 def test_pieces_are_documents_to_themselves(tmp_path: Path) -> None:
