@@ -17,12 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from megatrain import layout, objectives
+from megatrain import layout, objectives, storage
 from megatrain.checkpoint import remote
 from megatrain.checkpoint.folders import every, read_state, resolve
 from megatrain.checkpoint.format import BrokenCheckpoint, TrainerState
 from megatrain.checkpoint.huggingface.config import is_hugging_face, read_config
-from megatrain.checkpoint.store import StorageError
 from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT, TOKENIZER
@@ -31,6 +30,7 @@ from megatrain.data.state import State, check_state, start_state
 from megatrain.errors import bad_value
 from megatrain.model import spec
 from megatrain.schedule import decay_steps, warmup_steps
+from megatrain.storage import StorageError
 
 
 def check(config: TrainConfig) -> list[Source]:
@@ -54,7 +54,7 @@ def check(config: TrainConfig) -> list[Source]:
 def check_writable(config: TrainConfig) -> None:
     """The remote store takes what is written: asked once, by the launcher. Raises InputError."""
     if config.saving.remote is not None:
-        remote.check_writable(remote.root(config.saving.remote))
+        remote.check_writable(storage.root(config.saving.remote, "saving.remote"))
 
 
 def _check_numbers(config: TrainConfig) -> None:
