@@ -103,10 +103,13 @@ def listing(folder: Folder) -> dict[str, int | None]:
                         found[entry.name] = entry.stat().st_size if entry.is_file() else None
         else:
             with one_line(folder):
-                for info in folder.fs.ls(folder.path, detail=True):
-                    name = info["name"].rstrip("/").rpartition("/")[2]
-                    found[name] = info["size"] if info["type"] == "file" else None
+                found.update(map(listing_entry, folder.fs.ls(folder.path, detail=True)))
     return found
+
+
+def listing_entry(info: dict[str, Any]) -> tuple[str, int | None]:
+    """Name and size of one entry of fsspec's listing of a folder; None where it is no file."""
+    return info["name"].rstrip("/").rpartition("/")[2], info["size"] if info["type"] == "file" else None
 
 
 def read_file(path: Folder, size: int) -> bytes:

@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from megatrain.config import DataConfig, SourceConfig
+from megatrain.config import DataConfig, SourceConfig, WhenBad
+from megatrain.data.cache import Cache
 from megatrain.data.format import TRAIN, Manifest, open_set
 from megatrain.data.mixture import Mixture, Share
 from megatrain.data.order import Int64, shuffled, source_key
-from megatrain.data.reader import Int32, Reader
+from megatrain.data.reader import Int32, Reader, TarMaps
+from megatrain.data.remote import RemoteMembers, open_remote
 from megatrain.data.sequences import SequenceIndex, read_members
 from megatrain.errors import InputError, bad_value
+from megatrain.storage import URL
 
 EMPTY = -1
 """In place of a sample's number: an empty sample."""
@@ -64,7 +67,7 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     if (config.path is None) == (not config.sources):
         raise InputError("data.path or data.sources.NAME.path: give one of them, a folder that `megatrain prep` wrote")
     wanted = config.sources or {PATH_SOURCE: SourceConfig(path=str(config.path))}
-    sources = [_open_source(name, wanted[name], sequence_length, split) for name in sorted(wanted)]
+    sources = [_open_source(name, wanted[name], config, sequence_length, split) for name in sorted(wanted)]
     for source in sources:
         if source.manifest.tokenizer_sha256 != sources[0].manifest.tokenizer_sha256:
             raise bad_value(
@@ -75,19 +78,30 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     return sources
 
 
-def _open_source(name: str, config: SourceConfig, sequence_length: int, split: str) -> Source:
-    shards = open_set(config.path, split)
+def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_length: int, split: str) -> Source:
+    skip = data.bad_member is WhenBad.skip
+    cache = Cache(data.cache) if URL.match(config.path) else None
+    if cache is None:
+        shards = open_set(config.path, split, skip)
+    else:
+        key = "data.path" if config.path == data.path else f"data.sources.{name}.path"
+        shards = open_remote(config.path, split, key, data.remote, cache, skip)
     members = read_members(shards)
     index = SequenceIndex(members, sequence_length)
     if index.samples == 0:
-        raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    return Source(name, config, shards.manifest, shards.tokenizer, index, Reader(shards, members))
+        raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
+    if cache is None:
+        reader = Reader(shards, members, TarMaps(shards, members), skip)
+    else:
+        reader = Reader(shards, members, RemoteMembers(shards, members, data.remote, cache), skip)
+    return Source(name, config, shards.manifest, shards.tokenizer, index, reader)
 
 
 def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamples:
     """Reads samples: number sample[i] of sources[source[i]], or an empty one where sample[i] is EMPTY (source 0).
 
-    Padding is EOS. Raises GaveUp, naming shard and member, if one was altered.
+    Padding is EOS. A sample that a skipped bad member has a part of is all padding.
+    Raises GaveUp, naming shard and member, if one was altered.
     """
     width = sources[0].index.sequence_length + 1
     ids = np.full((len(sample), width), sources[0].manifest.eos_id, np.int32)
@@ -97,12 +111,19 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
         rows = np.flatnonzero((source == number) & (sample != EMPTY))
         start, stop = each.index.locate(sample[rows])
         length[rows] = stop - start
+        each.reader.fetch(start, stop)
         for row, begin, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
-            each.reader.read(begin, end, ids[row], document[row])
+            if not each.reader.read(begin, end, ids[row], document[row]):
+                ids[row], document[row], length[row] = each.manifest.eos_id, 0, 0
     padded = np.flatnonzero(length < width)
     document[padded, length[padded]] = length[padded]
     np.maximum.accumulate(document, axis=1, out=document)
     return RawSamples(ids, document, length, source)
+
+
+def take_bad_members(sources: list[Source]) -> list[str]:
+    """The bad members that reading has skipped since the last call, a line each."""
+    return [line for source in sources for line in source.reader.take_bad()]
 
 
 class SampleOrder:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatrain.data import reader as reader_module
-from megatrain.data.reader import Reader
+from megatrain.data.reader import Reader, TarMaps
 from megatrain.data.sequences import read_members
 from megatrain.errors import GaveUp
 from tests.data.sets import flip_a_bit, row, write_set
@@ -47,11 +47,13 @@ def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(reader_module, "OPEN_SHARDS", 1)
     monkeypatch.setattr(reader_module, "STARTS_BYTES", 1)
     shards = write_set(tmp_path, SHARDS)
-    reader = Reader(shards, read_members(shards))
+    members = read_members(shards)
+    maps = TarMaps(shards, members)
+    reader = Reader(shards, members, maps)
     ids = row(shards)[0].tolist()
     for _ in range(2):
         assert read(reader, 0, 80)[0] == ids
-    assert reader._map.cache_info().currsize == 1
+    assert maps._map.cache_info().currsize == 1
     assert reader._starts.cache_info().currsize == 1
 
 
