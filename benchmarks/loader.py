@@ -26,11 +26,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.common import Bar, Contender, Result, Row, main, rate, row, take_turns
 from megatrain import objectives
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig
+from megatrain.config import DataConfig, SourceConfig, TrainConfig
 from megatrain.data.format import ShardSet
 from megatrain.data.loader import Loader
-from megatrain.data.samples import SampleOrder, open_sources
-from megatrain.data.state import start_state
+from megatrain.data.plan import Plan
+from megatrain.data.samples import open_sources
 from tests.data.sets import row as stored_row
 from tests.data.sets import write_set
 
@@ -103,14 +103,14 @@ def read_webdataset(shard: Path, length: int) -> float:
 
 def read_loader(folder: Path, length: int) -> float:
     """Million tokens read: one epoch of the loader as the one rank of a run."""
-    config = DataConfig(sources={"data": SourceConfig(path=str(folder), max_epochs=1.0)})
-    sources = open_sources(config, length)
-    loader = Loader(
-        SampleOrder(sources, seed=0),
-        objectives.build(ObjectiveConfig(), document_mask=True),
-        start_state(sources, seed=0, global_batch_size=GLOBAL_BATCH_SIZE),
+    config = TrainConfig(
+        sequence_length=length,
+        global_batch_size=GLOBAL_BATCH_SIZE,
         micro_batch_size=MICRO_BATCH_SIZE,
+        data=DataConfig(sources={"data": SourceConfig(path=str(folder), max_epochs=1.0)}),
     )
+    plan = Plan(config, open_sources(config.data, length))
+    loader = Loader(plan, objectives.build(config.objective, document_mask=True), plan.state(0))
     samples = sum(batch.samples for batch in loader)
     loader.close()
     return samples * length / 1e6
