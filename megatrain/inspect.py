@@ -19,11 +19,10 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from megatrain.checkpoint import remote
+from megatrain import storage
 from megatrain.checkpoint.folders import CHECKPOINTS, F, scan
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.checkpoint.store import Folder, listing
 from megatrain.command_config import InspectConfig
 from megatrain.data.format import (
     HELD_OUT,
@@ -36,14 +35,15 @@ from megatrain.data.format import (
     read_manifest,
 )
 from megatrain.errors import BUG, DONE, GaveUp, MegatrainError, bad_value
+from megatrain.storage import Folder, listing
 
 Row = tuple[str, str]
 
 
 def run(config: InspectConfig) -> int:
     """Prints a table; 0: all that is committed is whole, 1: it isn't. Raises InputError where there is nothing."""
-    if remote.URL.match(config.path):
-        return DONE if _show_checkpoints(remote.root(config.path, "path")) else BUG
+    if storage.URL.match(config.path):
+        return DONE if _show_checkpoints(storage.root(config.path, "path")) else BUG
     path = Path(config.path)
     if CHECKPOINTS in listing(path) or COMMIT in listing(path) or path.name.startswith("step_"):
         whole = _show_checkpoints(path)

@@ -17,14 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from megatrain.config import DataConfig, Packing, SourceConfig
+from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.data.best_fit import open_best_fit
+from megatrain.data.cache import Cache
 from megatrain.data.format import TRAIN, Manifest, open_set
 from megatrain.data.order import Int64, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
+from megatrain.data.remote import RemoteMembers, open_remote
 from megatrain.data.segments import Part, Segment, first_segment, mixture_of
 from megatrain.data.sequences import Members, SequenceIndex, open_concat, read_members
 from megatrain.errors import InputError, bad_value
+from megatrain.storage import URL
 
 EMPTY = -1
 """In place of a sample's number: an empty sample."""
@@ -79,14 +82,24 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
 
 
 def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_length: int, split: str) -> Source:
-    shards = open_set(config.path, split)
+    skip = data.bad_member is WhenBad.skip
+    cache = Cache(data.cache) if URL.match(config.path) else None
+    key = "data.path" if config.path == data.path else f"data.sources.{name}.path"
+    if cache is None:
+        shards = open_set(config.path, split, skip)
+    elif data.packing is Packing.best_fit:
+        raise bad_value("data.packing", "best_fit", f"needs the lengths in the tars, and {key} is a URL; legal: concat")
+    else:
+        shards = open_remote(config.path, split, key, data.remote, cache, skip)
     members = read_members(shards, data.index_path)
     open_index = open_best_fit if data.packing is Packing.best_fit else open_concat
     cut = partial(open_index, shards, members, index_path=data.index_path)
     index = cut(sequence_length)
     if index.samples == 0:
-        raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, Reader(shards, members))
+        raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
+    payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
+    reader = Reader(shards, members, payloads, skip)
+    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader)
 
 
 def with_sequence_length(source: Source, sequence_length: int) -> Source:
@@ -100,7 +113,8 @@ def with_sequence_length(source: Source, sequence_length: int) -> Source:
 def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamples:
     """Reads samples: number sample[i] of sources[source[i]], or an empty one where sample[i] is EMPTY (source 0).
 
-    Padding is EOS. Raises GaveUp, naming shard and member, if one was altered.
+    Padding is EOS. A sample that a skipped bad member has a part of is all padding.
+    Raises GaveUp, naming shard and member, if one was altered.
     """
     width = sources[0].index.sequence_length + 1
     ids = np.full((len(sample), width), sources[0].manifest.eos_id, np.int32)
@@ -109,6 +123,7 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
     for number, each in enumerate(sources):
         rows = np.flatnonzero((source == number) & (sample != EMPTY))
         pieces = each.index.locate(sample[rows])
+        each.reader.fetch(pieces.start, pieces.stop)
         size = pieces.stop - pieces.start
         before = np.cumsum(size) - size
         at = before - before[np.searchsorted(pieces.sample, pieces.sample)]
@@ -116,12 +131,21 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
         length[row] = at + size  # of several pieces the last one's stays
         document[row, at] = at
         starts = None if each.index.whole_documents else document
-        for r, place, begin, end in zip(*(x.tolist() for x in (row, at, pieces.start, pieces.stop)), strict=True):
-            each.reader.read(begin, end, ids[r, place:], None if starts is None else starts[r])
+        skipped = [
+            r
+            for r, place, begin, end in zip(*(x.tolist() for x in (row, at, pieces.start, pieces.stop)), strict=True)
+            if not each.reader.read(begin, end, ids[r, place:], None if starts is None else starts[r])
+        ]
+        ids[skipped], document[skipped], length[skipped] = each.manifest.eos_id, 0, 0
     padded = np.flatnonzero(length < width)
     document[padded, length[padded]] = length[padded]
     np.maximum.accumulate(document, axis=1, out=document)
     return RawSamples(ids, document, length, source)
+
+
+def take_bad_members(sources: list[Source]) -> list[str]:
+    """The bad members that reading has skipped since the last call, a line each."""
+    return [line for source in sources for line in source.reader.take_bad()]
 
 
 def part_of(source: Source, weight: float) -> Part:
