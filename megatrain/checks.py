@@ -64,6 +64,8 @@ def _check_numbers(config: TrainConfig) -> None:
         "micro_batch_size": config.micro_batch_size,
         "max_steps": config.max_steps,
         "data.prefetch": config.data.prefetch,
+        "data.shuffle_block": 1 if config.data.shuffle_block is None else config.data.shuffle_block,
+        "data.shuffle_blocks": config.data.shuffle_blocks,
         "launch.nodes": config.launch.nodes,
         "launch.processes": 1 if config.launch.processes is None else config.launch.processes,
         "optim.learning_rate": config.optim.learning_rate,

@@ -18,7 +18,7 @@ import numpy as np
 from megatrain.config import DataConfig, SourceConfig
 from megatrain.data.format import TRAIN, Manifest, open_set
 from megatrain.data.mixture import Mixture, Share
-from megatrain.data.order import Int64, shuffled, source_key
+from megatrain.data.order import Int64, Shuffle, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
 from megatrain.data.sequences import SequenceIndex, read_members
 from megatrain.errors import InputError, bad_value
@@ -34,7 +34,8 @@ PATH_SOURCE = "data"
 class Source:
     """One open set of a mixture.
 
-    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie; `reader` reads them.
+    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie; `reader` reads them;
+    `shuffle` says how far they are mixed.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Source:
     tokenizer: Path
     index: SequenceIndex
     reader: Reader
+    shuffle: Shuffle
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     if (config.path is None) == (not config.sources):
         raise InputError("data.path or data.sources.NAME.path: give one of them, a folder that `megatrain prep` wrote")
     wanted = config.sources or {PATH_SOURCE: SourceConfig(path=str(config.path))}
-    sources = [_open_source(name, wanted[name], sequence_length, split) for name in sorted(wanted)]
+    shuffle = Shuffle(config.shuffle_block, config.shuffle_blocks)
+    sources = [_open_source(name, wanted[name], sequence_length, split, shuffle) for name in sorted(wanted)]
     for source in sources:
         if source.manifest.tokenizer_sha256 != sources[0].manifest.tokenizer_sha256:
             raise bad_value(
@@ -75,13 +78,13 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     return sources
 
 
-def _open_source(name: str, config: SourceConfig, sequence_length: int, split: str) -> Source:
+def _open_source(name: str, config: SourceConfig, sequence_length: int, split: str, shuffle: Shuffle) -> Source:
     shards = open_set(config.path, split)
     members = read_members(shards)
     index = SequenceIndex(members, sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    return Source(name, config, shards.manifest, shards.tokenizer, index, Reader(shards, members))
+    return Source(name, config, shards.manifest, shards.tokenizer, index, Reader(shards, members), shuffle)
 
 
 def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamples:
@@ -126,7 +129,7 @@ class SampleOrder:
         sample = np.empty_like(place)
         for number, (each, key) in enumerate(zip(self.sources, self._keys, strict=True)):
             chosen = source == number
-            sample[chosen] = shuffled(place[chosen], each.index.samples, key)
+            sample[chosen] = shuffled(place[chosen], each.index.samples, key, each.shuffle)
         return source, sample
 
     def read(self, n: Int64) -> RawSamples:

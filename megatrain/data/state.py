@@ -41,6 +41,8 @@ def fingerprint(sources: list[Source], seed: int) -> Fingerprint:
         "seed": seed,
         "sequence_length": sources[0].index.sequence_length,
         "data.packing": PACKING,
+        "data.shuffle_block": sources[0].shuffle.block,
+        "data.shuffle_blocks": sources[0].shuffle.blocks,
     }
     for source in sources:
         key = f"data.sources.{source.name}"

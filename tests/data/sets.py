@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from megatrain.data.format import TOKENIZER, TRAIN, Manifest, ShardSet, id_dtype_name, open_set, shard_name
+from megatrain.data.format import (
+    TOKENIZER,
+    TRAIN,
+    Manifest,
+    ShardSet,
+    id_dtype_name,
+    member_arrays,
+    open_set,
+    shard_name,
+)
 from megatrain.data.order import Int64
 from megatrain.data_prep.shards import ShardWriter, write_manifest
 
@@ -57,6 +66,16 @@ def row(shards: ShardSet) -> tuple[Int64, Int64]:
             lengths.append(np.frombuffer(data, "<u4", member.documents, member.lengths_offset))
     length = np.concatenate(lengths).astype(np.int64)
     return np.concatenate(ids).astype(np.int64), np.repeat(np.cumsum(length) - length, length)
+
+
+def documents(shards: ShardSet) -> list[list[list[list[int]]]]:
+    """The ids of each document of each member of each shard."""
+    found = []
+    for number in range(len(shards.manifest.shards)):
+        data = shards.path(number).read_bytes()
+        arrays = [member_arrays(data, member, shards.id_dtype) for member in shards.members(number)]
+        found.append([[part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] for ids, lengths in arrays])
+    return found
 
 
 def flip_a_bit(shards: ShardSet, shard: int, member: int) -> None:
