@@ -4,8 +4,8 @@
 
 Design choices:
 - The state is a decoder's masters and moments in fp32, each parameter cut in halves, as ZeRO-3 does. DCP saves the
-  halves as DTensors sharded along dimension 0, by its defaults, fsync included. Plain writes are the same bytes in
-  calls of 1 MB to one file a process, with one fsync.
+  halves as DTensors sharded along dimension 0, by its defaults, fsync included (more threads made no difference). Plain
+  writes are the same bytes in calls of 1 MB to one file a process, with one fsync.
 - Wall seconds of the slower rank from a barrier on: the disk's work and a pause of training are no CPU time. So the
   machine has to be quiet.
 - Each save goes to an empty folder of the same disk; before it, the one of the turn before is removed and the disk's

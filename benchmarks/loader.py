@@ -29,11 +29,11 @@ import torch
 from benchmarks.common import Bar, Contender, Result, Row, main, row, take_turns
 from benchmarks.loader_peers import LITDATA, MEMMAP, PEERS, WEBDATASET_ONE, Peer
 from megatrain import objectives
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig
+from megatrain.config import DataConfig, SourceConfig, TrainConfig
 from megatrain.data.format import ShardSet
 from megatrain.data.loader import Loader
-from megatrain.data.samples import SampleOrder, open_sources
-from megatrain.data.state import start_state
+from megatrain.data.plan import Plan
+from megatrain.data.samples import open_sources
 from tests.data.sets import row as stored_row
 from tests.data.sets import write_set
 
@@ -120,14 +120,14 @@ def read_peer(peer: Peer, folder: Path, length: int) -> float:
 @contextmanager
 def open_loader(folder: Path, length: int, max_epochs: float | None) -> Iterator[Loader]:
     """The loader of the one rank of a run."""
-    config = DataConfig(sources={"data": SourceConfig(path=str(folder), max_epochs=max_epochs)})
-    sources = open_sources(config, length)
-    loader = Loader(
-        SampleOrder(sources, seed=0),
-        objectives.build(ObjectiveConfig(), document_mask=True),
-        start_state(sources, seed=0, global_batch_size=GLOBAL_BATCH_SIZE),
+    config = TrainConfig(
+        sequence_length=length,
+        global_batch_size=GLOBAL_BATCH_SIZE,
         micro_batch_size=MICRO_BATCH_SIZE,
+        data=DataConfig(sources={"data": SourceConfig(path=str(folder), max_epochs=max_epochs)}),
     )
+    plan = Plan(config, open_sources(config.data, length))
+    loader = Loader(plan, objectives.build(config.objective, document_mask=True), plan.state(0))
     try:
         yield loader
     finally:

@@ -26,8 +26,10 @@ from megatrain.checkpoint.store import StorageError
 from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT, TOKENIZER
-from megatrain.data.samples import SampleOrder, Source, open_sources
-from megatrain.data.state import State, check_state, start_state
+from megatrain.data.plan import Plan
+from megatrain.data.samples import Source, open_sources
+from megatrain.data.segments import mixture_of
+from megatrain.data.state import State
 from megatrain.errors import bad_value
 from megatrain.model import spec
 from megatrain.schedule import decay_steps, warmup_steps
@@ -96,6 +98,10 @@ def _check_numbers(config: TrainConfig) -> None:
             raise bad_value(key, value, "legal: 0 or more")
     if config.saving.keep_best and not config.evaluation.every:
         raise bad_value("saving.keep_best", config.saving.keep_best, "nothing is evaluated; legal: evaluation.every=N")
+    for window in config.data.pass_over:
+        first, last = window if isinstance(window, list) and len(window) == 2 else (1, 0)
+        if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last):
+            raise bad_value("data.pass_over", config.data.pass_over, "legal: [[FIRST,LAST],...], samples")
     for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if not 0 <= value < 1:
             raise bad_value(key, value, "legal: from 0 to below 1")
@@ -137,7 +143,9 @@ def _check_engine(config: TrainConfig) -> None:
 def _check_data(config: TrainConfig) -> list[Source]:
     """The sets are whole and their ids fit the model. Returns them."""
     sources = open_sources(config.data, config.sequence_length)
-    SampleOrder(sources, config.seed)
+    plan = Plan(config, sources)
+    for step in (0, *(phase.after_step for phase in config.phases.values())):
+        mixture_of(plan.state(step)["segments"][0])
     for source in sources:
         needed = source.manifest.vocab_size
         if needed > config.model.vocab_size:
@@ -179,7 +187,7 @@ def _check_continues(config: TrainConfig, sources: list[Source], saved: TrainerS
     _check_model(config, saved["config"]["model"], f"run_dir={config.run_dir}", ", or another run_dir")
     if saved["step"] > config.max_steps:
         raise bad_value("max_steps", config.max_steps, f"run_dir={config.run_dir} is at step {saved['step']} already")
-    check_state(cast(State, saved["data"]), start_state(sources, config.seed, config.global_batch_size))
+    Plan(config, sources).resume(cast(State, saved["data"]), saved["step"])
 
 
 def _check_starts(config: TrainConfig, sources: list[Source], path: str) -> None:

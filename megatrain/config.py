@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -157,7 +158,7 @@ class SourceConfig:
     path: str = MISSING
     """A folder that `megatrain prep` wrote."""
     weight: float = 1.0
-    """Share of samples, relative to the other sources."""
+    """Share of samples, relative to the other sources; 0: none, until a phase gives it one."""
     max_epochs: float | None = None
     """How often it may be seen; null: without limit."""
 
@@ -170,6 +171,11 @@ class DataConfig:
     """A folder that `megatrain prep` wrote; or give data.sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several sets with weights: data.sources.NAME.path=DIR."""
+    pass_over: list[Any] = field(default_factory=list)
+    """Windows of samples that are left out, as [[FIRST,LAST],...], where the loss spiked for instance. A step that
+    would touch one moves behind it."""
+    allow_change: bool = False
+    """Continue a run on other data, weights or lengths than it was trained on, from where it is."""
     document_mask: bool = True
     """Attention stays within a document, and positions start again with each."""
     prefetch: int = 2
@@ -179,6 +185,26 @@ class DataConfig:
     shuffled, and samples within windows of shuffle_blocks of them. null: all samples, anywhere."""
     shuffle_blocks: int = 64
     """Blocks, from all over a source, whose samples are mixed with each other; of no effect without shuffle_block."""
+
+    def named(self) -> dict[str, SourceConfig]:
+        """The sources by name; data.path is the source `data`."""
+        return dict(self.sources) or {"data": SourceConfig(path=str(self.path))}
+
+
+@dataclass
+class PhaseConfig:
+    """What is other from a step on; null: as before."""
+
+    after_step: int = MISSING
+    """Steps that are trained before it begins."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Shares of sources by name, instead of data.sources.NAME.weight; 0: none. Those not named keep theirs."""
+    sequence_length: int | None = None
+    """Tokens of a sample."""
+    global_batch_size: int | None = None
+    """Samples of an optimizer step."""
+    micro_batch_size: int | None = None
+    """Samples that a rank computes at once."""
 
 
 @dataclass
@@ -415,6 +441,8 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    """What changes while the run goes on: phases.NAME.after_step=N, and what is other from then on."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=DeepSpeedConfig)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from megatrain.config import EngineName, TrainConfig
+from megatrain.data.plan import every
 from megatrain.data.slots import idle_share, micro_batches
 from megatrain.errors import bad_value
 from megatrain.parallel.schedules import INTERLEAVED, ONE_F_ONE_B, nearest_micro_batches
@@ -31,7 +32,8 @@ def check(config: TrainConfig) -> None:
     if config.parallel.pipeline > 1 and getattr(config.engine, "overlap_communication", None):
         # Gathers and reductions of other streams between a pipeline's sends: NCCL may hang, and no GPU has tried it.
         raise bad_value("engine.overlap_communication", "true", "not in a pipeline; legal: null or false")
-    _check_tensor(config)
+    for phase in every(config):
+        _check_tensor(phase)
     _check_pipeline(config)
 
 
@@ -97,7 +99,8 @@ def check_ranks(config: TrainConfig, ranks: int, ranks_of_a_node: int) -> None:
             f"has to divide the {data} data-parallel ranks; "
             f"legal: {_nearest(parallel.replicate, lambda size: data % size == 0)}",
         )
-    _check_batch(config, data)
+    for phase in every(config):
+        _check_batch(phase, data)
 
 
 def _check_batch(config: TrainConfig, ranks: int) -> None:

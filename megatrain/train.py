@@ -37,8 +37,9 @@ from megatrain.compose import compose, plain
 from megatrain.config import ActivationCheckpointing, TrainConfig
 from megatrain.data.format import HELD_OUT
 from megatrain.data.loader import Loader, held_out_batches
-from megatrain.data.samples import SampleOrder, Source, open_sources
-from megatrain.data.state import State, resume_state, start_state
+from megatrain.data.plan import Plan
+from megatrain.data.samples import Source, open_sources
+from megatrain.data.state import State
 from megatrain.engines import select
 from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader, WeightsOnly
@@ -159,7 +160,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     if reader is None:
         engine.load_shards(first_weights(config))
     saved = None if reader is None else reader.state
-    loader = make_loader(config, sources, saved, mesh)
+    loader = make_loader(config, Plan(config, sources), saved, mesh)
     step = saved["step"] if saved else 0
     wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
     sinks = []
@@ -253,20 +254,12 @@ def chunks(config: TrainConfig, mesh: Mesh) -> list[Transformer]:
         return [Transformer(config.model, stage, mesh.tensor, recompute) for stage in mine]
 
 
-def make_loader(config: TrainConfig, sources: list[Source], saved: TrainerState | None, mesh: Mesh) -> Loader:
+def make_loader(config: TrainConfig, plan: Plan, saved: TrainerState | None, mesh: Mesh) -> Loader:
     """The loader of this rank, where the run is. Raises InputError if the saved run had another order of samples."""
-    state = start_state(sources, config.seed, config.global_batch_size)
-    if saved is not None:
-        state = resume_state(cast(State, saved["data"]), state)
-    return Loader(
-        SampleOrder(sources, config.seed),
-        objectives.build(config.objective, config.data.document_mask),
-        state,
-        micro_batch_size=config.micro_batch_size,
-        rank=mesh.data_rank,
-        ranks=mesh.data_size,
-        prefetch=config.data.prefetch,
-    )
+    objective = objectives.build(config.objective, config.data.document_mask)
+    step = saved["step"] if saved is not None else 0
+    state = plan.state(step) if saved is None else plan.resume(cast(State, saved["data"]), step)
+    return Loader(plan, objective, state, step=step, rank=mesh.data_rank, ranks=mesh.data_size)
 
 
 def make_held_out(config: TrainConfig, mesh: Mesh) -> Callable[[], Iterator[Batch]]:

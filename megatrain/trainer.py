@@ -76,6 +76,8 @@ class Trainer:
             batch = next(self.loader, None)
             if batch is None:
                 break
+            for segment in batch.begun:
+                self.event("segment", **segment)
             self.train_step(batch, began)
             began = time.perf_counter()
             self.after_step()
@@ -98,11 +100,11 @@ class Trainer:
         self.step += 1
         self.progress.at(self.step, "metrics")
         seconds = time.perf_counter() - began
-        tokens = batch.samples * self.config.sequence_length
+        tokens = batch.samples * batch.sequence_length
         self.metrics.push(
             {
                 "step": self.step,
-                "tokens": (batch.last + 1) * self.config.sequence_length,
+                "tokens": batch.tokens,
                 "learning_rate": learning_rate,
                 "step_seconds": seconds,
                 "tokens_per_second": tokens / seconds,

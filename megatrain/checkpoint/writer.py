@@ -44,7 +44,7 @@ from megatrain.engines.ranges import Shard
 from megatrain.resilience.files import begin_to_sync, sync_folder, write_synced, write_whole
 
 DISK_BYTES = 8 * 1024 * 1024
-"""How much is written before the disk is told to begin with it."""
+"""How much is written before the disk is told to begin with it; 2 and 32 MB were measured a little slower."""
 
 
 class HashedWriter:

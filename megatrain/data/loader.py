@@ -20,9 +20,11 @@ import xxhash
 from megatrain import device
 from megatrain.batch import Batch, Sequences
 from megatrain.data.order import Int64
+from megatrain.data.plan import Plan, settings
 from megatrain.data.prefetch import Prefetch
 from megatrain.data.reader import Int32
 from megatrain.data.samples import EMPTY, RawSamples, SampleOrder, Source, held_out_order, read_samples
+from megatrain.data.segments import Segment
 from megatrain.data.slots import slots
 from megatrain.data.state import State
 
@@ -36,6 +38,7 @@ class RankBatch:
     micro_batches: equally many on every rank, all of micro_batch_size samples.
     digest: this rank's part of batch_digest, in 0..2^64-1; the global batch's is the sum over ranks, mod 2^64.
     first, last: the first and last sample n of the global batch. samples: last - first + 1.
+    sequence_length: tokens of a sample. tokens: of the run until after this batch. begun: segments that begin with it.
     wait_seconds: how long the consumer waited for it.
     """
 
@@ -43,6 +46,9 @@ class RankBatch:
     digest: int
     first: int
     last: int
+    sequence_length: int = 0
+    tokens: int = 0
+    begun: tuple[Segment, ...] = ()
     wait_seconds: float = 0.0
 
     @property
@@ -54,33 +60,23 @@ class RankBatch:
 class Loader(Iterator[RankBatch]):
     """Yields one RankBatch a step from state["n"] on, until max_epochs end it. Close it when done.
 
-    state: from start_state or resume_state; its last segment has the global batch size.
-    micro_batch_size: samples. rank, ranks: data parallel. prefetch: steps read ahead, at least 1.
+    plan: what changes on the way, and the configuration. state: from Plan.state or resume_state; `step` steps were
+    trained before it. rank, ranks: data parallel.
     Raises GaveUp, naming shard and member, at the step that needs an altered one.
     """
 
     def __init__(
-        self,
-        order: SampleOrder,
-        objective: Objective,
-        state: State,
-        *,
-        micro_batch_size: int,
-        rank: int = 0,
-        ranks: int = 1,
-        prefetch: int = 2,
+        self, plan: Plan, objective: Objective, state: State, *, step: int = 0, rank: int = 0, ranks: int = 1
     ) -> None:
-        self._order = order
+        self._plan = plan
         self._objective = objective
         self._state = state
-        self._global_batch_size = state["segments"][-1]["global_batch_size"]
-        self._places = slots(self._global_batch_size, micro_batch_size, ranks, rank)
-        self._ahead = Prefetch(self._steps(state["n"]), prefetch)
+        self._rank, self._ranks = rank, ranks
+        self._ahead = Prefetch(self._steps(state, step), plan.config.data.prefetch)
 
     def __next__(self) -> RankBatch:
         before = time.perf_counter()
-        batch = next(self._ahead)
-        self._state = {**self._state, "n": batch.last + 1}
+        batch, self._state = next(self._ahead)
         return replace(batch, wait_seconds=time.perf_counter() - before)
 
     def state(self) -> State:
@@ -91,20 +87,35 @@ class Loader(Iterator[RankBatch]):
         """Ends the thread that reads ahead."""
         self._ahead.close()
 
-    def _steps(self, n: int) -> Iterator[RankBatch]:
-        total = self._order.total_samples
-        while total is None or n < total:
-            end = n + self._global_batch_size if total is None else min(n + self._global_batch_size, total)
-            yield self._step(n, end)
-            n = end
+    def _steps(self, state: State, step: int) -> Iterator[tuple[RankBatch, State]]:
+        """Each step's batch, and the state after it."""
+        began, order = len(state["segments"]), None
+        while True:
+            state = self._plan.advance(state, step)
+            begun = state["segments"][began:]
+            if begun or order is None:
+                began, segment = len(state["segments"]), state["segments"][-1]
+                size = settings(self._plan.config, step).micro_batch_size
+                places = slots(segment["global_batch_size"], size, self._ranks, self._rank)
+                order = SampleOrder(self._plan.sources(segment["sequence_length"]), self._plan.config.seed, segment)
+            first, total = state["n"], order.total_samples
+            end = first + segment["global_batch_size"]
+            if total is not None:
+                end = min(end, total)
+            if end <= first:
+                return
+            batch = self._step(order, places, first, end)
+            tokens = segment["tokens"] + (end - segment["from_sample"]) * segment["sequence_length"]
+            state, step = State({**state, "n": end}), step + 1
+            yield replace(batch, sequence_length=segment["sequence_length"], tokens=tokens, begun=tuple(begun)), state
 
-    def _step(self, first: int, end: int) -> RankBatch:
-        """This rank's part of the global batch of samples [first, end)."""
-        n = (first + self._places).ravel()
+    def _step(self, order: SampleOrder, places: Int64, first: int, end: int) -> RankBatch:
+        """This rank's part of the global batch of samples [first, end). places: from slots."""
+        n = (first + places).ravel()
         n[n >= end] = EMPTY
-        raw = self._order.read(n)
+        raw = order.read(n)
         batch = self._objective(to_sequences(raw)).map(device.pin_memory)
-        size = self._places.shape[1]
+        size = places.shape[1]
         micro_batches = [part(batch, at, at + size) for at in range(0, len(n), size)]
         return RankBatch(micro_batches, digest(n, raw.ids), first, end - 1)
 

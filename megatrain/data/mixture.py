@@ -32,16 +32,22 @@ _LOW = np.uint64(UNIT - 1)
 
 @dataclass(frozen=True)
 class Share:
-    """What a source asks for: a weight relative to the others', the samples of an epoch, and epochs at most."""
+    """What a source asks for: a weight relative to the others', the samples of an epoch, and epochs at most.
+
+    weight: 0: it rests. used: samples that it has given before.
+    """
 
     weight: float
     samples: int
     max_epochs: float | None = None
+    used: int = 0
 
     @property
     def limit(self) -> int | None:
-        """Samples at most over the whole run, at least one; None: without limit."""
-        return None if self.max_epochs is None else max(1, round(self.max_epochs * self.samples))
+        """Samples that it may give, over the whole run at least one; None: without limit."""
+        if self.max_epochs is None:
+            return None
+        return max(0, max(1, round(self.max_epochs * self.samples)) - self.used)
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,18 @@ class Mixture:
 
     shares: by source name; sources are numbered in this order.
     total_samples: when all sources are used up; None: never.
-    Raises InputError naming data.sources.NAME.weight or max_epochs if it isn't above 0.
+    Raises InputError naming data.sources.NAME.weight that is below 0, or if all are; or max_epochs not above 0.
     """
 
     def __init__(self, shares: Mapping[str, Share]) -> None:
         for name, share in shares.items():
-            for key, value in (("weight", share.weight), ("max_epochs", share.max_epochs)):
-                if value is not None and not (math.isfinite(value) and value > 0):
-                    raise bad_value(f"data.sources.{name}.{key}", value, "must be a number above 0")
+            if not (math.isfinite(share.weight) and share.weight >= 0):
+                raise bad_value(f"data.sources.{name}.weight", share.weight, "must be a number of 0 or more")
+            epochs = share.max_epochs
+            if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
+                raise bad_value(f"data.sources.{name}.max_epochs", epochs, "must be a number above 0")
+        if not any(share.weight for share in shares.values()):
+            raise bad_value(f"data.sources.{next(iter(shares))}.weight", 0, "one source has to have a weight above 0")
         self._phases, self.total_samples = _phases(list(shares.values()))
         self._firsts = np.array([phase.first for phase in self._phases])
 
@@ -95,12 +105,20 @@ class Mixture:
             place[chosen] += np.array(phase.used)[source[chosen]]
         return source, place
 
+    def given(self, m: int) -> list[int]:
+        """How many of the first m samples each source gives."""
+        phase = [phase for phase in self._phases if phase.first <= m][-1]
+        given = list(phase.used)
+        for source, samples in _counts(phase.tree, m - phase.first):
+            given[source] += samples
+        return given
+
 
 def _phases(shares: list[Share]) -> tuple[list[_Phase], int | None]:
     """The phases, and the sample at which all sources are used up."""
     first, used = 0, [0] * len(shares)
     phases: list[_Phase] = []
-    while active := [source for source, share in enumerate(shares) if used[source] != share.limit]:
+    while active := [s for s, share in enumerate(shares) if share.weight and used[s] != share.limit]:
         tree = _huffman({source: shares[source].weight for source in active})
         phases.append(_Phase(first, tuple(used), tree))
         left = {source: limit - used[source] for source in active if (limit := shares[source].limit) is not None}

@@ -40,7 +40,7 @@ class Shuffle:
     """
 
     block: int | None = None
-    blocks: int = 64
+    blocks: int = 1
 
 
 EVERYWHERE = Shuffle()

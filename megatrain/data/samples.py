@@ -10,38 +10,37 @@ Design choices:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from megatrain.config import DataConfig, SourceConfig
 from megatrain.data.format import TRAIN, Manifest, open_set
-from megatrain.data.mixture import Mixture, Share
-from megatrain.data.order import Int64, Shuffle, shuffled, source_key
+from megatrain.data.order import EVERYWHERE, Int64, Shuffle, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
-from megatrain.data.sequences import SequenceIndex, read_members
+from megatrain.data.segments import Part, Segment, first_segment, mixture_of
+from megatrain.data.sequences import Members, SequenceIndex, read_members
 from megatrain.errors import InputError, bad_value
 
+PACKING = "concat"
 EMPTY = -1
 """In place of a sample's number: an empty sample."""
-PACKING = "concat"
-PATH_SOURCE = "data"
-"""The name of the source that data.path stands for."""
 
 
 @dataclass(frozen=True)
 class Source:
     """One open set of a mixture.
 
-    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie; `reader` reads them;
-    `shuffle` says how far they are mixed.
+    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie among its members; `reader` reads
+    them; `shuffle` says how far they are mixed.
     """
 
     name: str
     config: SourceConfig
     manifest: Manifest
     tokenizer: Path
+    members: Members
     index: SequenceIndex
     reader: Reader
     shuffle: Shuffle
@@ -65,8 +64,8 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     """
     if (config.path is None) == (not config.sources):
         raise InputError("data.path or data.sources.NAME.path: give one of them, a folder that `megatrain prep` wrote")
-    wanted = config.sources or {PATH_SOURCE: SourceConfig(path=str(config.path))}
-    shuffle = Shuffle(config.shuffle_block, config.shuffle_blocks)
+    wanted = config.named()
+    shuffle = Shuffle(config.shuffle_block, config.shuffle_blocks) if config.shuffle_block else EVERYWHERE
     sources = [_open_source(name, wanted[name], sequence_length, split, shuffle) for name in sorted(wanted)]
     for source in sources:
         if source.manifest.tokenizer_sha256 != sources[0].manifest.tokenizer_sha256:
@@ -84,7 +83,15 @@ def _open_source(name: str, config: SourceConfig, sequence_length: int, split: s
     index = SequenceIndex(members, sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    return Source(name, config, shards.manifest, shards.tokenizer, index, Reader(shards, members), shuffle)
+    return Source(name, config, shards.manifest, shards.tokenizer, members, index, Reader(shards, members), shuffle)
+
+
+def with_sequence_length(source: Source, sequence_length: int) -> Source:
+    """The same source cut into other samples. Raises InputError where it then holds none."""
+    index = SequenceIndex(source.members, sequence_length)
+    if index.samples == 0:
+        raise InputError(f"{source.config.path}: holds no sample: it has {source.manifest.tokens} tokens")
+    return replace(source, index=index)
 
 
 def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamples:
@@ -108,28 +115,49 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
     return RawSamples(ids, document, length, source)
 
 
-class SampleOrder:
-    """The endless shuffled row of samples that a run is trained on.
+def part_of(source: Source, weight: float) -> Part:
+    """The source in the first segment that it is in."""
+    return Part(
+        weight=weight,
+        max_epochs=source.config.max_epochs,
+        manifest_sha256=source.manifest.sha256,
+        samples=source.index.samples,
+        shuffle_block=source.shuffle.block,
+        shuffle_blocks=source.shuffle.blocks,
+        permutation=0,
+        first=0,
+        epochs=0.0,
+    )
 
-    sources: from open_sources. permutation: the number of the permutation of each source.
-    total_samples: when all sources have been seen max_epochs times; None: never.
+
+class SampleOrder:
+    """The endless shuffled row of samples that a run is trained on, in one segment.
+
+    sources: from open_sources, cut as the segment says. segment: None: the first one, as the sources say.
+    total_samples: where all sources have been seen max_epochs times; None: never.
     Raises InputError naming data.sources.NAME.weight or max_epochs.
     """
 
-    def __init__(self, sources: list[Source], seed: int, permutation: int = 0) -> None:
+    def __init__(self, sources: list[Source], seed: int, segment: Segment | None = None) -> None:
+        if segment is None:
+            parts = {source.name: part_of(source, source.config.weight) for source in sources}
+            segment = first_segment(parts, sources[0].index.sequence_length, PACKING, global_batch_size=1)
         self.sources = sources
         self.seed = seed
-        self._mixture = Mixture({s.name: Share(s.config.weight, s.index.samples, s.config.max_epochs) for s in sources})
-        self.total_samples = self._mixture.total_samples
-        self._keys = [source_key(seed, source.name, permutation) for source in sources]
+        self._first = segment["mixture_from"]
+        self._mixture = mixture_of(segment)
+        length = self._mixture.total_samples
+        self.total_samples = None if length is None else self._first + length
+        self._parts = [segment["mixture"][source.name] for source in sources]
 
     def locate(self, n: Int64) -> tuple[Int32, Int64]:
-        """The source, int32[any], and the number in it, int64[any], of samples n: int64[any], below total_samples."""
-        source, place = self._mixture.locate(n)
+        """The source, int32[any], and the number in it, int64[any], of samples n: int64[any], of the segment."""
+        source, place = self._mixture.locate(n - self._first)
         sample = np.empty_like(place)
-        for number, (each, key) in enumerate(zip(self.sources, self._keys, strict=True)):
+        for number, (each, part) in enumerate(zip(self.sources, self._parts, strict=True)):
             chosen = source == number
-            sample[chosen] = shuffled(place[chosen], each.index.samples, key, each.shuffle)
+            key = source_key(self.seed, each.name, part["permutation"])
+            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key, each.shuffle)
         return source, sample
 
     def read(self, n: Int64) -> RawSamples:

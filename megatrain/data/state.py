@@ -8,23 +8,14 @@ Design choices:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from megatrain.data.samples import PACKING, Source
+from megatrain.data.samples import PACKING, Source, part_of
+from megatrain.data.segments import Segment, first_segment, next_segment
 from megatrain.errors import InputError
 
 Fingerprint = dict[str, int | float | str | None]
-
-
-class Segment(TypedDict):
-    """From sample `from_sample` on, this was trained on. passed_over: first and last sample of those left out."""
-
-    from_sample: int
-    sequence_length: int
-    global_batch_size: int
-    mixture: dict[str, float]
-    passed_over: list[int] | None
-    reason: str
 
 
 class State(TypedDict):
@@ -35,7 +26,7 @@ class State(TypedDict):
     fingerprint: Fingerprint
 
 
-def fingerprint(sources: list[Source], seed: int) -> Fingerprint:
+def fingerprint(sources: Sequence[Source], seed: int, weights: Mapping[str, float]) -> Fingerprint:
     """What the order of samples is a function of, by configuration key."""
     values: Fingerprint = {
         "seed": seed,
@@ -47,22 +38,23 @@ def fingerprint(sources: list[Source], seed: int) -> Fingerprint:
     for source in sources:
         key = f"data.sources.{source.name}"
         values[f"{key}.manifest_sha256"] = source.manifest.sha256
-        values[f"{key}.weight"] = source.config.weight
+        values[f"{key}.weight"] = weights[source.name]
         values[f"{key}.max_epochs"] = source.config.max_epochs
     return values
 
 
-def start_state(sources: list[Source], seed: int, global_batch_size: int) -> State:
-    """The state of a run that has trained on nothing yet."""
-    segment = Segment(
-        from_sample=0,
-        sequence_length=sources[0].index.sequence_length,
-        global_batch_size=global_batch_size,
-        mixture={source.name: source.config.weight for source in sources},
-        passed_over=None,
-        reason="start",
-    )
-    return State(n=0, segments=[segment], fingerprint=fingerprint(sources, seed))
+def start_state(
+    sources: Sequence[Source],
+    seed: int,
+    global_batch_size: int,
+    weights: Mapping[str, float] | None = None,
+    reason: str = "start",
+) -> State:
+    """The state of a run that has trained on nothing yet. weights: by source; None: as its configuration says."""
+    weights = weights or {source.name: source.config.weight for source in sources}
+    parts = {source.name: part_of(source, weights[source.name]) for source in sources}
+    segment = first_segment(parts, sources[0].index.sequence_length, PACKING, global_batch_size, reason)
+    return State(n=0, segments=[segment], fingerprint=fingerprint(sources, seed, weights))
 
 
 def check_state(saved: State, current: State) -> None:
@@ -71,30 +63,37 @@ def check_state(saved: State, current: State) -> None:
     saved: a checkpoint's. current: start_state of what is asked for now.
     Raises InputError with each key that differs, its value then and now, in one line.
     """
+    if differences := _differences(saved, current):
+        legal = "legal: as it was, or data.allow_change=true, which goes on with what is asked for now"
+        raise InputError(f"the checkpoint was trained on another order of samples: {', '.join(differences)}; {legal}")
+
+
+def _differences(saved: State, current: State) -> list[str]:
     then, now = saved["fingerprint"], current["fingerprint"]
-    differences = [
+    return [
         f"{key}={now.get(key, 'absent')} (saved: {then.get(key, 'absent')})"
         for key in sorted(then.keys() | now.keys())
         if then.get(key, "absent") != now.get(key, "absent")
     ]
-    if differences:
-        raise InputError(f"the checkpoint was trained on another order of samples: {', '.join(differences)}")
 
 
-def resume_state(saved: State, current: State) -> State:
-    """The state to continue from: `saved`, with a segment more if the global batch size is another now.
+def resume_state(saved: State, current: State, allow_change: bool = False) -> State:
+    """The state to continue from: `saved`, with a segment more if what is asked for now is something else.
 
-    Raises InputError like check_state.
+    current: start_state of what is asked for now. Raises InputError like check_state unless another order is allowed,
+    which another seed never is; another global batch size always is.
     """
-    check_state(saved, current)
-    segments = saved["segments"]
-    size = current["segments"][0]["global_batch_size"]
-    if size != segments[-1]["global_batch_size"]:
-        changed: Segment = {
-            **segments[-1],
-            "from_sample": saved["n"],
-            "global_batch_size": size,
-            "reason": "global_batch_size changed",
-        }
-        segments = [*segments, changed]
-    return {**saved, "segments": segments}
+    # Under another seed "where a source is in its permutation" means nothing.
+    if not allow_change or saved["fingerprint"]["seed"] != current["fingerprint"]["seed"]:
+        check_state(saved, current)
+    (wanted,) = current["segments"]
+    reasons = _differences(saved, current)
+    if wanted["global_batch_size"] != saved["segments"][-1]["global_batch_size"]:
+        reasons.append("global_batch_size changed")
+    return then(saved, {**current, "segments": [{**wanted, "reason": ", ".join(reasons)}]}) if reasons else saved
+
+
+def then(state: State, wanted: State, passed_over_until: int | None = None) -> State:
+    """`state` with a segment more: that of `wanted`, a run that would begin. passed_over_until: see next_segment."""
+    segment = next_segment(state["segments"][-1], state["n"], wanted["segments"][0], passed_over_until)
+    return State(n=segment["from_sample"], segments=[*state["segments"], segment], fingerprint=wanted["fingerprint"])

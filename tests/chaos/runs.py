@@ -24,6 +24,7 @@ import torch
 from megatrain.checkpoint.folders import checkpoints_folder, scan, step_folder
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.errors import BUG
+from megatrain.observe.records import Value, read
 from tests.chaos.injection.sitecustomize import VARIABLE
 from tests.distributed.command import Command, curve, keys
 
@@ -62,6 +63,11 @@ def start(data: Path, run_dir: Path, *overrides: str, environment: Mapping[str, 
     return Command(["-m", "megatrain", "train", *arguments], data.parent, environment or {})
 
 
+def starts(run_dir: Path) -> list[Value]:
+    """The step that each start began from, of those that came as far as training."""
+    return [event["step"] for event in read(run_dir / "events.jsonl") if event["event"] in ("start", "resume")]
+
+
 @dataclass(frozen=True)
 class Reference:
     """A run that nothing interrupted, with all its checkpoints. data: what it was trained on."""
@@ -87,10 +93,12 @@ class Reference:
             assert_same(step_folder(run_dir, step), step_folder(self.run_dir, step))
         return max(steps, default=0)
 
-    def finish(self, run_dir: Path, *overrides: str) -> None:
-        """Starts a run again and lets it go to its end, which is the reference's."""
-        with start(self.data, run_dir, *overrides) as command:
+    def finish(self, run_dir: Path) -> None:
+        """Starts a run again, from its newest whole checkpoint, and lets it go to its end, which is the reference's."""
+        newest = self.check(run_dir)
+        with start(self.data, run_dir) as command:
             command.succeed()
+        assert starts(run_dir)[-1] == newest
         assert self.check(run_dir) == STEPS
         assert len(curve(run_dir)) == STEPS
 
@@ -112,6 +120,7 @@ class Dying:
         """Starts it, waits for its death at `point`, and checks what is left."""
         if self.step > STEPS - 2 * KEPT:
             self.finish()
+        before = len(starts(self.run_dir))
         action = "kill all" if point.everyone else "kill"
         environment = injected(self.run_dir, rank=point.rank, point=point.moment, action=action)
         with start(self.reference.data, self.run_dir, environment=environment) as command:
@@ -121,7 +130,9 @@ class Dying:
         said = [line for line in finished.stderr.splitlines(keepends=True) if not line.startswith("passed over: ")]
         expected = (-signal.SIGKILL, "") if point.everyone else (BUG, killed)
         assert (finished.code, "".join(said)) == expected, f"{point}: {finished.stdout}"
-        self.step = self.reference.check(self.run_dir)
+        assert starts(self.run_dir)[before:] in ([], [self.step]), f"{point}: not from the newest whole checkpoint"
+        before_it, self.step = self.step, self.reference.check(self.run_dir)
+        assert self.step >= before_it, f"{point}: lost a checkpoint"
 
     def finish(self) -> None:
         """It lives from here to its end."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig
+from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig, TrainConfig
 from megatrain.data.loader import Loader
+from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, open_sources
-from megatrain.data.state import State, resume_state, start_state
+from megatrain.data.state import State
 from megatrain.objectives import build
 from tests.data.sets import EOS, Shards, documents, write_set
 from tests.reference_order import ReferenceOrder, ReferenceSource
-
-LENGTH_OF_MEMBER = 200
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class Case:
     sequence_length: int
     shuffle_block: int | None
     shuffle_blocks: int
+
+    def config(self, folder: Path) -> TrainConfig:
+        """With each source's set in the folder of its name."""
+        sources = {
+            name: SourceConfig(str(folder / name), self.weights[name], self.max_epochs[name]) for name in self.shards
+        }
+        data = DataConfig(sources=sources, shuffle_block=self.shuffle_block, shuffle_blocks=self.shuffle_blocks)
+        return TrainConfig(seed=self.seed, sequence_length=self.sequence_length, data=data)
 
 
 @st.composite
@@ -55,18 +63,11 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @contextmanager
-def opened(case: Case) -> Iterator[tuple[SampleOrder, ReferenceOrder]]:
-    """The order of the case, and the reference's."""
+def opened(case: Case) -> Iterator[tuple[TrainConfig, SampleOrder, ReferenceOrder]]:
+    """The configuration of the case, its order, and the reference's."""
     with tempfile.TemporaryDirectory() as name:
         sets = {source: write_set(Path(name, source), shards) for source, shards in case.shards.items()}
-        config = DataConfig(
-            sources={
-                source: SourceConfig(str(Path(name, source)), case.weights[source], case.max_epochs[source])
-                for source in case.shards
-            },
-            shuffle_block=case.shuffle_block,
-            shuffle_blocks=case.shuffle_blocks,
-        )
+        config = case.config(Path(name))
         reference = ReferenceOrder(
             {
                 source: ReferenceSource(documents(shards), case.weights[source], case.max_epochs[source])
@@ -78,13 +79,13 @@ def opened(case: Case) -> Iterator[tuple[SampleOrder, ReferenceOrder]]:
             shuffle_block=case.shuffle_block,
             shuffle_blocks=case.shuffle_blocks,
         )
-        yield SampleOrder(open_sources(config, case.sequence_length), case.seed), reference
+        yield config, SampleOrder(open_sources(config.data, case.sequence_length), case.seed), reference
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(case=cases(), first=st.one_of(st.integers(0, 50), st.integers(0, 5000)))
 def test_samples_are_those_of_the_reference(case: Case, first: int) -> None:
-    with opened(case) as (order, reference):
+    with opened(case) as (_, order, reference):
         names = [source.name for source in order.sources]
         assert {source.name: source.index.samples for source in order.sources} == reference.samples
         end = order.total_samples or 2**62
@@ -99,13 +100,13 @@ def test_samples_are_those_of_the_reference(case: Case, first: int) -> None:
             assert raw.length[row] == expected.length
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(case=cases())
 def test_the_last_samples_are_those_of_the_reference(case: Case) -> None:
     """The phases of the mixture, to the last sample: each source gives as many as it may."""
     if None in case.max_epochs.values():
-        case = Case(**{**vars(case), "max_epochs": dict.fromkeys(case.shards, 1.0)})
-    with opened(case) as (order, reference):
+        case = replace(case, max_epochs=dict.fromkeys(case.shards, 1.0))
+    with opened(case) as (_, order, reference):
         assert order.total_samples is not None
         n = np.arange(max(0, order.total_samples - 40), order.total_samples)
         source, number = order.locate(n)
@@ -114,37 +115,20 @@ def test_the_last_samples_are_those_of_the_reference(case: Case) -> None:
         assert found == [(sample.source, sample.number) for sample in expected]
 
 
-def digests(
-    order: SampleOrder, state: State, steps: int, *, ranks: int, micro_batch_size: int, prefetch: int
-) -> tuple[list[int], State]:
+def digests(plan: Plan, state: State, step: int, steps: int, ranks: int) -> tuple[list[int], State]:
     """batch_digest of the next steps, at most, of so many ranks; the state after them, which is that of every rank."""
     objective = build(ObjectiveConfig(), document_mask=True)
-    totals, states = [0] * steps, []
-    taken = 0
+    parts, states = [], []
     for rank in range(ranks):
-        loader = Loader(
-            order,
-            objective,
-            state,
-            micro_batch_size=micro_batch_size,
-            rank=rank,
-            ranks=ranks,
-            prefetch=prefetch,
-        )
-        taken = 0
-        for step in range(steps):
-            batch = next(loader, None)
-            if batch is None:
-                break
-            totals[step] = (totals[step] + batch.digest) % 2**64
-            taken += 1
+        loader = Loader(plan, objective, state, step=step, rank=rank, ranks=ranks)
+        parts.append([batch.digest for batch in islice(loader, steps)])
         states.append(loader.state())
         loader.close()
-    assert all(state == states[0] for state in states)
-    return totals[:taken], states[0]
+    assert all(each == states[0] for each in states)
+    return [sum(step) % 2**64 for step in zip(*parts, strict=True)], states[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     case=cases(),
     global_batch_size=st.integers(1, 17),
@@ -158,15 +142,16 @@ def test_digests_are_the_same_for_any_ranks_and_resumes(
     case: Case, global_batch_size: int, parts: list[tuple[int, int, int, int]]
 ) -> None:
     """Each part of the run has its own number of steps, ranks, micro-batch size and prefetch."""
-    with opened(case) as (order, reference):
-        start = start_state(order.sources, case.seed, global_batch_size)
-        state, found = start, []
+    with opened(case) as (config, order, reference):
+        state: State | None = None
+        found: list[int] = []
         for steps, ranks, micro_batch_size, prefetch in parts:
-            more, state = digests(
-                order, state, steps, ranks=ranks, micro_batch_size=micro_batch_size, prefetch=prefetch
-            )
+            data = replace(config.data, prefetch=prefetch)
+            config = replace(config, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, data=data)
+            plan = Plan(config, order.sources)
+            state = plan.state(0) if state is None else plan.resume(state, len(found))
+            more, state = digests(plan, state, len(found), steps, ranks)
             found += more
-            state = resume_state(state, start)
         total = order.total_samples or 2**62
         firsts = [step * global_batch_size for step in range(len(found))]
         expected = [reference.batch_digest(first, min(global_batch_size, total - first)) for first in firsts]

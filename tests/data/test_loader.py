@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatrain.batch import IGNORE, Batch
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig
+from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig, TrainConfig
 from megatrain.data.format import HELD_OUT, ShardSet
 from megatrain.data.loader import Loader, RankBatch, held_out_batches
+from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, Source, open_sources
-from megatrain.data.state import start_state
 from megatrain.errors import GaveUp
 from megatrain.objectives import build
 from tests.data.sets import EOS, flip_a_bit, row, write_set
@@ -56,12 +56,15 @@ def run(
     steps: int | None = None,
 ) -> list[RankBatch]:
     """The steps of one rank from sample n on."""
-    state = start_state(sources, SEED, size)
-    state["n"] = n
-    objective = build(ObjectiveConfig(), document_mask)
-    loader = Loader(
-        SampleOrder(sources, SEED), objective, state, micro_batch_size=micro, rank=rank, ranks=ranks, prefetch=2
+    config = TrainConfig(
+        seed=SEED,
+        sequence_length=sources[0].index.sequence_length,
+        global_batch_size=size,
+        micro_batch_size=micro,
+        data=DataConfig(sources={source.name: source.config for source in sources}),
     )
+    plan = Plan(config, sources)
+    loader = Loader(plan, build(ObjectiveConfig(), document_mask), {**plan.state(0), "n": n}, rank=rank, ranks=ranks)
     try:
         taken: list[RankBatch] = []
         while len(taken) != steps and (batch := next(loader, None)) is not None:

@@ -87,7 +87,9 @@ def test_one_source_is_the_trivial_case() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_no_share_is_named(weight: float) -> None:
-    with pytest.raises(InputError, match=r"data\.sources\.web\.weight=.*must be a number above 0"):
+    with pytest.raises(
+        InputError, match=r"^data\.sources\.web\.weight=.*(number of 0 or more|has to have a weight above 0)$"
+    ):
         Mixture({"web": Share(weight, 10)})
 
 

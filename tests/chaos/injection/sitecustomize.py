@@ -146,7 +146,7 @@ def install(injection: Injection) -> None:
         """A file below the buffer."""
 
         def write(self, data: Any) -> int:
-            with injection.around("write", f"{self.name!s} at {self.tell()}"):
+            with injection.around("write", str(self.name)):
                 return super().write(data)
 
     real_open = io.open
