@@ -62,6 +62,10 @@ class Reader:
             document[places] = places
             at, member = end, member + 1
 
+    def starts(self, member: int) -> Int64:
+        """Where in a member, counted from its first token, its documents begin: int64[documents], ascending."""
+        return self._starts(member)
+
     def _tokens(self, member: int) -> npt.NDArray[Any]:
         """The stored ids of a member, a view of the map."""
         m = self._members
