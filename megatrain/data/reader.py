@@ -138,6 +138,10 @@ class Reader:
         self._verified[member] = True
         return True
 
+    def starts(self, member: int) -> Int64:
+        """Where in a member, counted from its first token, its documents begin: int64[documents], ascending."""
+        return self._starts(member)
+
     def _tokens(self, member: int) -> npt.NDArray[Any]:
         """The stored ids of a member, a view."""
         mapped, begin, _ = self._payloads.place(member)

@@ -21,7 +21,7 @@ from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.cache import Cache
 from megatrain.data.format import TRAIN, Manifest, open_set
-from megatrain.data.order import Int64, shuffled, source_key
+from megatrain.data.order import EVERYWHERE, Int64, Shuffle, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
 from megatrain.data.remote import RemoteMembers, open_remote
 from megatrain.data.segments import Part, Segment, first_segment, mixture_of
@@ -38,7 +38,7 @@ class Source:
     """One open set of a mixture.
 
     `config` is its own; `tokenizer` made its ids; `index` says where its samples lie among its members, and
-    `cut` makes it, for any sequence length; `reader` reads them.
+    `cut` makes it, for any sequence length; `reader` reads them; `shuffle` says how far they are mixed.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Source:
     cut: Callable[[int], SequenceIndex]
     index: SequenceIndex
     reader: Reader
+    shuffle: Shuffle
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_len
         raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
     payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
     reader = Reader(shards, members, payloads, skip)
-    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader)
+    shuffle = Shuffle(data.shuffle_block, data.shuffle_blocks) if data.shuffle_block else EVERYWHERE
+    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader, shuffle)
 
 
 def with_sequence_length(source: Source, sequence_length: int) -> Source:
@@ -155,6 +157,8 @@ def part_of(source: Source, weight: float) -> Part:
         max_epochs=source.config.max_epochs,
         manifest_sha256=source.manifest.sha256,
         samples=source.index.samples,
+        shuffle_block=source.shuffle.block,
+        shuffle_blocks=source.shuffle.blocks,
         permutation=0,
         first=0,
         epochs=0.0,
@@ -189,7 +193,7 @@ class SampleOrder:
         for number, (each, part) in enumerate(zip(self.sources, self._parts, strict=True)):
             chosen = source == number
             key = source_key(self.seed, each.name, part["permutation"])
-            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key)
+            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key, each.shuffle)
         return source, sample
 
     def read(self, n: Int64) -> RawSamples:
