@@ -225,6 +225,11 @@ class DataConfig:
     """Attention stays within a document, and positions start again with each."""
     prefetch: int = 2
     """Global batches read ahead, by one thread a rank."""
+    shuffle_block: int | None = None
+    """Consecutive samples that are read near each other, so that a slow store sees long sequential reads: blocks are
+    shuffled, and samples within windows of shuffle_blocks of them. null: all samples, anywhere."""
+    shuffle_blocks: int = 64
+    """Blocks, from all over a source, whose samples are mixed with each other; of no effect without shuffle_block."""
     bad_member: WhenBad = WhenBad.error
     """What becomes of a member whose bytes aren't those that were written."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)

@@ -21,7 +21,7 @@ from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.cache import Cache
 from megatrain.data.format import TRAIN, Manifest, open_set
-from megatrain.data.order import Int64, shuffled, source_key
+from megatrain.data.order import EVERYWHERE, Int64, Shuffle, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
 from megatrain.data.remote import RemoteMembers, open_remote
 from megatrain.data.segments import Part, Segment, first_segment, mixture_of
@@ -38,7 +38,7 @@ class Source:
     """One open set of a mixture.
 
     `config` is its own; `tokenizer` made its ids; `index` says where its samples lie among its members, and
-    `cut` makes it, for any sequence length; `reader` reads them.
+    `cut` makes it, for any sequence length; `reader` reads them; `shuffle` says how far they are mixed.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Source:
     cut: Callable[[int], SequenceIndex]
     index: SequenceIndex
     reader: Reader
+    shuffle: Shuffle
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_len
         raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
     payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
     reader = Reader(shards, members, payloads, skip)
-    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader)
+    shuffle = Shuffle(data.shuffle_block, data.shuffle_blocks) if data.shuffle_block else EVERYWHERE
+    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader, shuffle)
 
 
 def with_sequence_length(source: Source, sequence_length: int) -> Source:
@@ -117,9 +119,9 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
     Raises GaveUp, naming shard and member, if one was altered.
     """
     width = sources[0].index.sequence_length + 1
-    ids = np.full((len(sample), width), sources[0].manifest.eos_id, np.int32)
-    document = np.zeros((len(sample), width), np.int32)
+    ids = np.empty((len(sample), width), np.int32)
     length = np.zeros(len(sample), np.int32)
+    begins = [np.arange(0, ids.size, width)]  # of documents, counted through all rows of `ids`
     for number, each in enumerate(sources):
         rows = np.flatnonzero((source == number) & (sample != EMPTY))
         pieces = each.index.locate(sample[rows])
@@ -129,18 +131,31 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
         at = before - before[np.searchsorted(pieces.sample, pieces.sample)]
         row = rows[pieces.sample]
         length[row] = at + size  # of several pieces the last one's stays
-        document[row, at] = at
-        starts = None if each.index.whole_documents else document
-        skipped = [
-            r
-            for r, place, begin, end in zip(*(x.tolist() for x in (row, at, pieces.start, pieces.stop)), strict=True)
-            if not each.reader.read(begin, end, ids[r, place:], None if starts is None else starts[r])
-        ]
-        ids[skipped], document[skipped], length[skipped] = each.manifest.eos_id, 0, 0
-    padded = np.flatnonzero(length < width)
-    document[padded, length[padded]] = length[padded]
-    np.maximum.accumulate(document, axis=1, out=document)
-    return RawSamples(ids, document, length, source)
+        place = row * width + at
+        begins.append(place[at > 0])
+        skipped = []
+        for to, start, stop in zip(place.tolist(), pieces.start.tolist(), pieces.stop.tolist(), strict=True):
+            found = each.reader.read(start, stop, ids.reshape(-1)[to:], starts=not each.index.whole_documents)
+            if found is None:
+                skipped.append(to // width)
+            else:
+                begins.append(found + to)
+        length[skipped] = 0
+    for padded in np.flatnonzero(length < width).tolist():
+        ids[padded, length[padded] :] = sources[0].manifest.eos_id
+    return RawSamples(ids, _documents(np.concatenate(begins), length, width), length, source)
+
+
+def _documents(begins: Int64, length: Int32, width: int) -> Int32:
+    """RawSamples.document, int32[B, width], from where documents begin, counted through all B rows: int64[any].
+
+    length: int32[B]. Padding is a document of its own.
+    """
+    row = begins // width
+    padding = np.arange(len(length)) * width + length
+    begins = np.sort(np.concatenate([begins[begins - row * width < length[row]], padding[length < width]]))
+    sizes = np.diff(begins, append=len(length) * width)
+    return np.repeat((begins % width).astype(np.int32), sizes).reshape(-1, width)
 
 
 def take_bad_members(sources: list[Source]) -> list[str]:
@@ -155,6 +170,8 @@ def part_of(source: Source, weight: float) -> Part:
         max_epochs=source.config.max_epochs,
         manifest_sha256=source.manifest.sha256,
         samples=source.index.samples,
+        shuffle_block=source.shuffle.block,
+        shuffle_blocks=source.shuffle.blocks,
         permutation=0,
         first=0,
         epochs=0.0,
@@ -189,7 +206,7 @@ class SampleOrder:
         for number, (each, part) in enumerate(zip(self.sources, self._parts, strict=True)):
             chosen = source == number
             key = source_key(self.seed, each.name, part["permutation"])
-            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key)
+            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key, each.shuffle)
         return source, sample
 
     def read(self, n: Int64) -> RawSamples:
