@@ -17,12 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from megatrain import layout, objectives
+from megatrain import layout, objectives, storage
 from megatrain.checkpoint import remote
 from megatrain.checkpoint.folders import every, read_state, resolve
 from megatrain.checkpoint.format import BrokenCheckpoint, TrainerState
 from megatrain.checkpoint.huggingface.config import is_hugging_face, read_config
-from megatrain.checkpoint.store import StorageError
 from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT, TOKENIZER
@@ -33,6 +32,7 @@ from megatrain.data.state import State
 from megatrain.errors import bad_value
 from megatrain.model import spec
 from megatrain.schedule import decay_steps, warmup_steps
+from megatrain.storage import StorageError
 
 
 def check(config: TrainConfig) -> list[Source]:
@@ -56,7 +56,7 @@ def check(config: TrainConfig) -> list[Source]:
 def check_writable(config: TrainConfig) -> None:
     """The remote store takes what is written: asked once, by the launcher. Raises InputError."""
     if config.saving.remote is not None:
-        remote.check_writable(remote.root(config.saving.remote))
+        remote.check_writable(storage.root(config.saving.remote, "saving.remote"))
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -68,6 +68,8 @@ def _check_numbers(config: TrainConfig) -> None:
         "data.prefetch": config.data.prefetch,
         "data.shuffle_block": 1 if config.data.shuffle_block is None else config.data.shuffle_block,
         "data.shuffle_blocks": config.data.shuffle_blocks,
+        "data.remote.timeout_seconds": config.data.remote.timeout_seconds,
+        "data.cache.bytes": config.data.cache.bytes,
         "launch.nodes": config.launch.nodes,
         "launch.processes": 1 if config.launch.processes is None else config.launch.processes,
         "optim.learning_rate": config.optim.learning_rate,
@@ -80,6 +82,7 @@ def _check_numbers(config: TrainConfig) -> None:
         "optim.warmup_steps": config.optim.warmup_steps or 0,
         "optim.decay_steps": config.optim.decay_steps or 0,
         "optim.final_ratio": config.optim.final_ratio,
+        "data.remote.retries": config.data.remote.retries,
         "saving.every": config.saving.every,
         "saving.keep_last": config.saving.keep_last,
         "saving.keep_every": config.saving.keep_every,

@@ -32,6 +32,16 @@ class Norm(Enum):
     layer = "layer"
 
 
+class Packing(Enum):
+    """How documents are put into samples.
+
+    concat: one after the other, cut where a sample is full. best_fit: whole where they fit, with some padding.
+    """
+
+    concat = "concat"
+    best_fit = "best_fit"
+
+
 class WhenBusy(Enum):
     """A save that is due while another is written."""
 
@@ -156,11 +166,42 @@ class SourceConfig:
     """One set of shards of a mixture."""
 
     path: str = MISSING
-    """A folder that `megatrain prep` wrote."""
+    """A folder that `megatrain prep` wrote, or its URL."""
     weight: float = 1.0
     """Share of samples, relative to the other sources; 0: none, until a phase gives it one."""
     max_epochs: float | None = None
     """How often it may be seen; null: without limit."""
+
+
+class WhenBad(Enum):
+    """A member of a shard that was altered since it was written, or lies beyond the end of a shard that was cut off.
+
+    error: it ends the run, by name. skip: its samples keep their place in the order, as padding without targets. What
+    can't be read at all (a missing shard, a store that doesn't answer) is an error always.
+    """
+
+    error = "error"
+    skip = "skip"
+
+
+@dataclass
+class RemoteConfig:
+    """Reading sets from a remote store."""
+
+    timeout_seconds: float = 30.0
+    """How long one request may take, of at most 8 MiB."""
+    retries: int = 4
+    """How often a request that failed is sent again, after 0.5 s, 1 s, 2 s, ..., before the run gives up."""
+
+
+@dataclass
+class CacheConfig:
+    """Where what was read from remote stores is kept. The ranks of a node share it, and so may runs."""
+
+    path: str | None = None
+    """The folder, on a local disk; null: megatrain-UID in the system's folder for temporary files."""
+    bytes: int = 10_000_000_000
+    """Members that it holds at most, on each node; the oldest go first. Indexes of shards aren't counted."""
 
 
 @dataclass
@@ -168,9 +209,13 @@ class DataConfig:
     """What is trained on, and how samples are cut from it."""
 
     path: str | None = None
-    """A folder that `megatrain prep` wrote; or give data.sources."""
+    """A folder that `megatrain prep` wrote, or its URL (s3://..., gs://..., https://...); or give data.sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several sets with weights: data.sources.NAME.path=DIR."""
+    packing: Packing = Packing.concat
+    """How documents are put into samples: concat or best_fit."""
+    index_path: str | None = None
+    """The folder that keeps the indexes of best_fit; null: beside the manifest of each set."""
     pass_over: list[Any] = field(default_factory=list)
     """Windows of samples that are left out, as [[FIRST,LAST],...], where the loss spiked for instance. A step that
     would touch one moves behind it."""
@@ -185,6 +230,10 @@ class DataConfig:
     shuffled, and samples within windows of shuffle_blocks of them. null: all samples, anywhere."""
     shuffle_blocks: int = 64
     """Blocks, from all over a source, whose samples are mixed with each other; of no effect without shuffle_block."""
+    bad_member: WhenBad = WhenBad.error
+    """What becomes of a member whose bytes aren't those that were written."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def named(self) -> dict[str, SourceConfig]:
         """The sources by name; data.path is the source `data`."""

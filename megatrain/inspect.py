@@ -12,7 +12,6 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +23,10 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from megatrain.checkpoint import remote
+from megatrain import storage
 from megatrain.checkpoint.folders import CHECKPOINTS, F, read_state, resolve, scan
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.checkpoint.store import Folder, listing
 from megatrain.command_config import InspectConfig
 from megatrain.config import DataConfig
 from megatrain.data.documents import Extract, extracts
@@ -45,6 +43,7 @@ from megatrain.data.format import (
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, start_state
 from megatrain.errors import BUG, DONE, GaveUp, InputError, MegatrainError, bad_value
+from megatrain.storage import Folder, listing
 
 Row = tuple[str, str]
 SEQUENCE_LENGTH, SEED = 2048, 0
@@ -55,8 +54,8 @@ def run(config: InspectConfig) -> int:
     """Prints a table; 0: all that is committed is whole, 1: it isn't. Raises InputError where there is nothing."""
     if config.sample is not None or config.order is not None:
         return _show_order(config)
-    if remote.URL.match(config.path):
-        return DONE if _show_checkpoints(remote.root(config.path, "path")) else BUG
+    if storage.URL.match(config.path):
+        return DONE if _show_checkpoints(storage.root(config.path, "path")) else BUG
     path = Path(config.path)
     if CHECKPOINTS in listing(path) or COMMIT in listing(path) or path.name.startswith("step_"):
         whole = _show_checkpoints(path)
@@ -187,7 +186,8 @@ def _samples(config: InspectConfig) -> tuple[int, int]:
 def _trained_on(config: InspectConfig) -> tuple[DataConfig, int, State]:
     """The data, the seed and the segments of a run or, of a run that would begin, on a set."""
     path = config.path
-    if not remote.URL.match(path) and not {CHECKPOINTS, COMMIT} & set(listing(Path(path))):
+    folder = storage.root(path, "path") if storage.URL.match(path) else Path(path)
+    if not {CHECKPOINTS, COMMIT} & set(listing(folder)):
         data = DataConfig(path=path)
         length = SEQUENCE_LENGTH if config.sequence_length is None else config.sequence_length
         if length < 1:
@@ -235,13 +235,8 @@ def _documents(order: SampleOrder, n: int) -> Iterator[tuple[Source, int, Extrac
     """What sample n has of each document: its source, the sample's number in it, and where."""
     (number,), (sample,) = (found.tolist() for found in order.locate(np.array([n])))
     source = order.sources[number]
-    for found in extracts(source, _opened(source.config.path, source.manifest.split), sample):
+    for found in extracts(source, sample):
         yield source, sample, found
-
-
-@cache
-def _opened(path: str, split: str) -> ShardSet:
-    return open_set(path, split)
 
 
 def _show_text(order: SampleOrder, n: int) -> None:

@@ -37,7 +37,7 @@ LAYERS = (
     "parallel data_prep",
     "resilience kernels batch compose model.spec schedule data.format command_config",
     "config",
-    "device",
+    "device storage",
     "errors",
 )
 """The parts of megatrain, the highest first. A part imports from lower lines only: never upwards, never from its own
@@ -47,14 +47,14 @@ ONLY = {
     "kernels": {"device"},
     "data_prep": {"errors", "data.format"},
     "model.spec": {"config", "errors"},
-    "data.format": {"errors"},
+    "data.format": {"errors", "storage"},
 }
 """Parts that may import less than what lies below them."""
 
 WITHOUT_TORCH = (
     "__main__ launcher checks layout compose config command_config errors model.spec model.partition objectives",
-    "observe.records observe.report schedule parallel.schedules",
-    "checkpoint.format checkpoint.folders checkpoint.index checkpoint.store checkpoint.remote checkpoint.retention",
+    "observe.records observe.report schedule storage parallel.schedules",
+    "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",
     "checkpoint.huggingface.config checkpoint.huggingface.keys",
     "data.format data.mixture data.order data.prefetch data.reader data.samples",
     "data.sequences data.slots data.state data_prep.* resilience.*",

@@ -16,10 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from megatrain.checkpoint import remote as remotes
+from megatrain import storage
 from megatrain.checkpoint.format import COMMIT, BrokenCheckpoint, TrainerState, committed_state, read_commit
-from megatrain.checkpoint.store import Folder, listing
 from megatrain.errors import bad_value
+from megatrain.storage import Folder, listing
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -80,7 +80,7 @@ def every(run_dir: Path, remote: str | None) -> list[Found[Path] | Found[UPath]]
 
     Raises InputError where `remote` is no URL, OSError where it can't be read.
     """
-    copies = scan(remotes.root(remote)) if remote is not None else []
+    copies = scan(storage.root(remote, "saving.remote")) if remote is not None else []
     return sorted([*scan(run_dir), *copies], key=lambda one: -one.step)
 
 
@@ -114,8 +114,8 @@ def meant(path: str | Path, key: str = "checkpoint") -> Iterator[Folder]:
     path: a folder or its URL. There is at least one. Raises InputError, naming `key`, where there is none, StorageError
     where its store can't be read.
     """
-    if remotes.URL.match(str(path)):
-        return _meant(remotes.root(str(path), key), path, key)
+    if storage.URL.match(str(path)):
+        return _meant(storage.root(str(path), key), path, key)
     return _meant(Path(path), path, key)
 
 

@@ -18,8 +18,8 @@ from typing import Any, NotRequired, TypedDict
 
 import xxhash
 
-from megatrain.checkpoint.store import Folder, listing, read_file
 from megatrain.errors import GaveUp
+from megatrain.storage import Folder, listing, read_file
 
 VERSION = 1
 CHUNK_BYTES = 64 * 1024

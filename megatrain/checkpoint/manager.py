@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from megatrain import storage
 from megatrain.checkpoint import remote as remotes
 from megatrain.checkpoint import retention
 from megatrain.checkpoint.folders import F, Found, checkpoints_folder, every, scan, step_folder
 from megatrain.checkpoint.format import COMMIT, BrokenCheckpoint, TrainerState
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.checkpoint.store import Folder, listing
 from megatrain.checkpoint.writer import commit, write_rank
 from megatrain.config import SavingConfig
 from megatrain.engines.ranges import Shard, ShardReader
 from megatrain.errors import GaveUp, MegatrainError
 from megatrain.resilience.files import sync_folder
+from megatrain.storage import Folder, listing
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -68,7 +69,7 @@ class CheckpointManager:
         """remote: the URL of the run directory's copy, if there is to be one."""
         self.run_dir = run_dir
         self.url = remote
-        self.remote = None if remote is None else remotes.root(remote)
+        self.remote = None if remote is None else storage.root(remote, "saving.remote")
         self.rank = rank
         self.world_size = world_size
         self.agree = agree
@@ -116,7 +117,7 @@ class CheckpointManager:
         altered: list[Path] = []
         # Rank 0 says which: on a shared file system another may see other folders.
         while chosen := self.agree(_next_whole(found, passed_over)):
-            folder = remotes.root(chosen) if remotes.URL.match(chosen) else Path(chosen)
+            folder = storage.root(chosen, "checkpoint") if storage.URL.match(chosen) else Path(chosen)
             reader, failure = self._read(folder, load)
             if failure is None:
                 # Not before: where none is whole, the next start would take the run for a new one.

@@ -31,8 +31,8 @@ from megatrain.checkpoint.format import (
     read_hashed,
 )
 from megatrain.checkpoint.index import parse_index
-from megatrain.checkpoint.store import REMOTE_CALL_BYTES, Folder, read_ranges
 from megatrain.errors import GaveUp
+from megatrain.storage import REMOTE_CALL_BYTES, Folder, read_ranges
 
 
 class DataFile:

@@ -5,56 +5,25 @@ Design choices:
   copies its own files; rank 0 the commit record, last, once every file is there with its size.
 - A rank that copies first removes the commit record of an older attempt at the step: no reader sees a mixture.
 - Retries are left to the store's library. What fails after them is one OSError, which its caller may try again.
-- No listing is kept by the store's library: another process may have changed what is there.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from megatrain.checkpoint.format import COMMIT, INDEX, STATE, data_name, hashes_name, read_commit
-from megatrain.checkpoint.store import Folder, StorageError, listing, one_line, said
-from megatrain.errors import InputError, bad_value
+from megatrain.errors import bad_value
 from megatrain.resilience.files import sync_folder
+from megatrain.storage import LEGAL, Folder, StorageError, listing, one_line
 
 if TYPE_CHECKING:
     from upath import UPath
 
-URL = re.compile(r"file:(//)?/[^/]|(?!file:)[a-z][a-z0-9+.-]*://[^/]")
-"""How a URL begins: the protocol and a bucket, or an absolute path."""
 RUN_FILES = ("config.yaml", "tokenizer.json")
-LEGAL = "give the URL of a folder: s3://BUCKET/RUN, gs://BUCKET/RUN, file:/FOLDER or another that fsspec can write to"
-OPTIONS: dict[str, dict[str, Any]] = {
-    "file": {"auto_mkdir": True},
-    "s3": {"max_concurrency": 4},  # Parts of 50 MB that a rank which copies has in memory at once; it would be 10.
-}
-
-
-def root(url: str, key: str = "saving.remote") -> UPath:
-    """The folder at `url`. Nothing is asked of the store yet. What is below it may be used on any thread.
-
-    Raises InputError naming `key`: no URL, an unknown protocol, or one whose package (s3fs, gcsfs) isn't installed.
-    """
-    if not URL.match(url):
-        raise bad_value(key, url, LEGAL)
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query:
-        # Not repeated: it would stand in logs, as the URL would in the saved configuration.
-        raise InputError(f"{key}: the URL may hold a secret; give credentials as the store's library finds them")
-    from upath import UPath
-
-    try:
-        path: UPath = UPath(url, use_listings_cache=False, **OPTIONS.get(parts.scheme, {}))
-        path.fs.invalidate_cache()  # The first thing asked of it loads its package.
-    except Exception as error:  # Every library has exceptions of its own.
-        raise bad_value(key, url, f"{said(error)}; {LEGAL}") from error
-    return path
 
 
 def check_writable(remote: UPath, key: str = "saving.remote") -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.format import TrainerState
-from megatrain.checkpoint.store import Folder
 from megatrain.checkpoint.writer import commit, write_rank
 from megatrain.config import ModelConfig
 from megatrain.data.format import TOKENIZER
@@ -27,6 +26,7 @@ from megatrain.engines.ranges import MASTER, Shard, ShardReader
 from megatrain.errors import GaveUp, bad_value
 from megatrain.model.spec import parameters
 from megatrain.resilience.files import sync_folder, temporary_beside, write_synced
+from megatrain.storage import Folder
 
 BLOCK_ELEMENTS = 1 << 24
 """Elements that are read and written at once (64 MiB in fp32)."""

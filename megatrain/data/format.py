@@ -13,7 +13,8 @@ Design choices:
 - A member is about 4 MB of whole documents, so hashing, packing and remote reads have one unit, and the tar's padding
   is under 0.1% of the bytes.
 - Everything is checked against something: manifest by its own sha256, index by the manifest, members by the index.
-  Opening costs two stat calls a shard; an index is read when asked for; a member is hashed by who touches it first.
+  Opening lists the folder once; an index is read when asked for; a member is hashed by who touches it first.
+- A ShardSet may have its tars elsewhere than its indexes: so remote.py opens a set in a store.
 - Tars are plain USTAR with nothing in them that depends on when or by whom they were written, so equal input gives
   equal bytes. Payloads begin at multiples of 512: views of an mmap are aligned.
 - No torch, no pyarrow: the trainer and the offline stage share this file alone.
@@ -23,7 +24,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from mmap import mmap
 from pathlib import Path
@@ -34,9 +36,11 @@ import numpy.typing as npt
 import xxhash
 
 from megatrain.errors import GaveUp, InputError
+from megatrain.storage import listing
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+    from upath import UPath
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -106,10 +110,16 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split on disk. Made by `open_set`, which has checked it."""
+    """One split. Made by `open_set` or `open_remote`, which have checked it.
+
+    folder: where its manifest and indexes lie. tars: where the tars do, if in a remote store.
+    damaged: which tars have another size than the manifest says, and theirs in bytes; empty unless that was allowed.
+    """
 
     folder: Path
     manifest: Manifest
+    tars: UPath | None = None
+    damaged: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def id_dtype(self) -> np.dtype[Any]:
@@ -122,8 +132,12 @@ class ShardSet:
         return self.folder.parent / self.manifest.tokenizer
 
     def path(self, shard: int) -> Path:
-        """The tar of shard number `shard`."""
+        """The tar of shard number `shard`, if it is local; its index lies beside this path in any case."""
         return self.folder / self.manifest.shards[shard].name
+
+    def where(self, shard: int) -> str:
+        """The path or URL of that tar, for people."""
+        return f"{self.tars or self.folder}/{self.manifest.shards[shard].name}"
 
     def members(self, shard: int) -> tuple[Member, ...]:
         """The members of shard number `shard`, read anew from its index.
@@ -141,10 +155,11 @@ class ShardSet:
         return tuple(Member(**member) for member in json.loads(data)["members"])
 
 
-def open_set(path: Path | str, split: str = TRAIN) -> ShardSet:
+def open_set(path: Path | str, split: str = TRAIN, allow_damage: bool = False) -> ShardSet:
     """Opens the split of a set and checks that it is there.
 
-    path: the folder that `megatrain prep` wrote, or that of the split itself.
+    path: the folder that `megatrain prep` wrote, or that of the split itself. allow_damage: also with shards of another
+    size, which are then in `damaged`.
     Raises InputError, naming the file, if the manifest is missing, altered or of another version, if it is another
     split's, or if the tokenizer, a shard or its index is missing, or a shard has another size.
     """
@@ -152,16 +167,15 @@ def open_set(path: Path | str, split: str = TRAIN) -> ShardSet:
     folder = path / split if (path / split / MANIFEST).is_file() else path
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{path}: no {split}/{MANIFEST} in it; give a folder that `megatrain prep` finished")
-    opened = ShardSet(folder, read_manifest(folder / MANIFEST))
-    if opened.manifest.split != split:
-        raise InputError(f"{folder}: holds the split {opened.manifest.split}, and {split} was asked for")
-    for shard, entry in enumerate(opened.manifest.shards):
-        tar = opened.path(shard)
-        size = tar.stat().st_size if tar.is_file() else None
-        if size is None or not index_path(tar).is_file():
-            raise InputError(f"{tar if size is None else index_path(tar)}: missing, and the manifest lists it")
-        if size != entry.bytes:
-            raise InputError(f"{tar}: has {size} bytes, and the manifest says {entry.bytes}")
+    manifest = read_manifest(folder / MANIFEST)
+    if manifest.split != split:
+        raise InputError(f"{folder}: holds the split {manifest.split}, and {split} was asked for")
+    files = listing(folder)
+    for entry in manifest.shards:
+        index = index_path(Path(entry.name)).name
+        if index not in files:
+            raise InputError(f"{folder / index}: missing, and the manifest lists it")
+    opened = ShardSet(folder, manifest, damaged=damaged_shards(manifest, str(folder), files, allow_damage))
     if not opened.tokenizer.is_file():
         raise InputError(f"{opened.tokenizer}: missing, and {folder / MANIFEST} names it")
     if hashlib.sha256(opened.tokenizer.read_bytes()).hexdigest() != opened.manifest.tokenizer_sha256:
@@ -169,10 +183,35 @@ def open_set(path: Path | str, split: str = TRAIN) -> ShardSet:
     return opened
 
 
+def damaged_shards(
+    manifest: Manifest, folder: str, sizes: Mapping[str, int | None], allow_damage: bool
+) -> dict[int, int]:
+    """The shards of another size than the manifest says, by number, and theirs.
+
+    folder: where they are, for people. sizes: of the files that are there; None: not known.
+    Raises InputError where a shard is missing or, unless allow_damage, has another size.
+    """
+    damaged = {}
+    for number, entry in enumerate(manifest.shards):
+        if entry.name not in sizes:
+            raise InputError(f"{folder}/{entry.name}: missing, and the manifest lists it")
+        size = sizes[entry.name]
+        if size is not None and size != entry.bytes:
+            if not allow_damage:
+                raise InputError(f"{folder}/{entry.name}: has {size} bytes, and the manifest says {entry.bytes}")
+            damaged[number] = size
+    return damaged
+
+
 def read_manifest(path: Path) -> Manifest:
     """Reads and checks a manifest by itself. Raises InputError naming the file."""
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(data: bytes, path: Path | str) -> Manifest:
+    """Checks a manifest by itself. path: where it was read. Raises InputError naming it."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
         version, sha256 = value["version"], value.pop("sha256")
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a manifest (JSON with version and sha256)") from None

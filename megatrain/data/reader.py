@@ -1,9 +1,11 @@
-"""Ids and document starts of a range of a set's tokens, from the mapped tars. No torch.
+"""Ids and document starts of a range of a set's tokens, and what becomes of bad members. No torch.
 
 Design choices:
-- Tars are mapped, not read: the page cache is the only copy, shared by the ranks of a node.
-- A member is hashed when it is first touched and never again by this reader. An altered one ends the run: it is
-  named, not passed over.
+- Local tars are mapped, not read: the page cache is the only copy, shared by the ranks of a node. Members of a remote
+  set (remote.py) are files in a cache, mapped likewise.
+- A member is hashed when it is first touched. One whose bytes aren't those that were written is bad: it ends the run,
+  by name, or is skipped where that was asked for. Whether it is bad lies in the file alone, so all ranks do alike.
+  What can't be read at all is never skipped: with a mount that is gone all samples would be.
 - Document starts come from `.lengths`, not from looking for EOS: an id inside a text may be anything.
 - Memory is bounded whatever the set's size: so many maps (each holds a file open), so many bytes of document starts.
 - Safe to use from several threads: the caches are lru_cache's, and to verify a member twice changes nothing.
@@ -11,9 +13,10 @@ Design choices:
 
 from __future__ import annotations
 
+import logging
 import mmap
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,75 +26,166 @@ from megatrain.data.order import Int64
 from megatrain.data.sequences import Members
 from megatrain.errors import GaveUp
 
+log = logging.getLogger(__name__)
+
 OPEN_SHARDS = 256
 STARTS_BYTES = 32 << 20
 """How much of document starts one reader keeps."""
+ALTERED = "was altered since it was written (xxh3-128 differs)"
+CUT_OFF = "lies beyond the end of the tar, which was cut off"
 
 Int32 = npt.NDArray[np.int32]
 
 
-class Reader:
-    """Reads one set; `members` is read_members(shards)."""
+class BadMember(GaveUp):
+    """A member's bytes aren't those that were written. Names shard and member."""
 
-    def __init__(self, shards: ShardSet, members: Members) -> None:
-        self._shards = shards
+
+def bad_member(shards: ShardSet, members: Members, member: int, what: str) -> BadMember:
+    """The error for a member; what: ALTERED or CUT_OFF."""
+    shard = int(members.shard[member])
+    place = member - int(members.shard.searchsorted(shard))
+    return BadMember(f"{shards.where(shard)}: member {shards.members(shard)[place].name} {what}")
+
+
+class Payloads(Protocol):
+    """Where the bytes of a set's members are. Methods may be called on any thread.
+
+    They raise BadMember for a bad member, and GaveUp where one can't be read.
+    """
+
+    def fetch(self, members: npt.NDArray[np.intp]) -> None:
+        """Says that these are read next. Raises no BadMember."""
+
+    def verify(self, member: int) -> None:
+        """Hashes a member. Raises BadMember."""
+
+    def place(self, member: int) -> tuple[mmap.mmap, int, int]:
+        """A map that holds the member, and where in it, in bytes, its tokens and its lengths begin."""
+
+
+class Reader:
+    """Reads one set; `members` is read_members(shards).
+
+    payloads: TarMaps of them unless given. skip: bad members are noted and passed over, instead of raised.
+    """
+
+    def __init__(
+        self, shards: ShardSet, members: Members, payloads: Payloads | None = None, skip: bool = False
+    ) -> None:
         self._members = members
+        self._id_dtype = shards.id_dtype
+        self._payloads = payloads or TarMaps(shards, members)
+        self._skip = skip
         self._verified = np.zeros(len(members), np.bool_)
-        largest = int(members.documents.max(initial=1)) * np.dtype(np.int64).itemsize
-        self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._bad: set[int] = set()
+        self._unreported: list[str] = []
+        largest = max(1, members.most_documents) * np.dtype(np.int64).itemsize
         self._starts = lru_cache(maxsize=max(1, STARTS_BYTES // largest))(self._read_starts)
 
-    def read(self, start: int, stop: int, ids: Int32, document: Int32) -> None:
+    def fetch(self, start: Int64, stop: Int64) -> None:
+        """Has the members of ranges [start[i], stop[i]) at hand: those of a remote set are fetched many at a time.
+
+        start, stop: int64[any], not empty ranges. Raises GaveUp where one can't be read.
+        """
+        first_token = self._members.first_token
+        ends = np.append(first_token.searchsorted(start, side="right"), first_token.searchsorted(stop)) - 1
+        # A member between the two of a sample is tiny: it waits until it is read.
+        self._payloads.fetch(np.unique(ends))
+
+    def read(self, start: int, stop: int, ids: Int32, document: Int32 | None) -> bool:
         """Writes the ids of tokens [start, stop) of the set to the front of `ids`.
 
         ids, document: int32[at least stop - start]. Where a document begins at place i, document[i] = i is written;
-        the rest of `document` is left as it is.
-        Raises GaveUp, naming shard and member, if what is read was altered since it was written.
+        the rest of `document` is left as it is. None: nobody wants to know.
+        Returns False where a member of the range is bad and skipped: what was written then means nothing.
+        Raises GaveUp, naming shard and member, if what is read was altered since it was written, or can't be read.
         """
         first_token = self._members.first_token
         member = int(first_token.searchsorted(start, side="right")) - 1
         at = start
         while at < stop:
             begin, end = int(first_token[member]), min(stop, int(first_token[member + 1]))
-            if not self._verified[member]:
-                self._verify(member)
+            if not self._verified[member] and not self._verify(member):
+                return False
             ids[at - start : end - start] = self._tokens(member)[at - begin : end - begin]
-            starts = self._starts(member)
-            low, high = starts.searchsorted((at - begin, end - begin))
-            places = starts[low:high] + (begin - start)
-            document[places] = places
+            if document is not None:
+                starts = self._starts(member)
+                low, high = starts.searchsorted((at - begin, end - begin))
+                places = starts[low:high] + (begin - start)
+                document[places] = places
             at, member = end, member + 1
+        return True
+
+    def take_bad(self) -> list[str]:
+        """The bad members that were skipped and not taken yet, a line each: shard, member, and what is wrong."""
+        taken, self._unreported = self._unreported, []
+        return taken
+
+    def _verify(self, member: int) -> bool:
+        """Whether a member may be read. Raises BadMember, unless they are skipped."""
+        if member in self._bad:
+            return False
+        try:
+            self._payloads.verify(member)
+        except BadMember as error:
+            if not self._skip:
+                raise BadMember(f"{error}; data.bad_member=skip would pass over it") from None
+            self._bad.add(member)
+            self._unreported.append(str(error))
+            log.warning("%s; its samples are skipped", error)
+            return False
+        self._verified[member] = True
+        return True
 
     def starts(self, member: int) -> Int64:
         """Where in a member, counted from its first token, its documents begin: int64[documents], ascending."""
         return self._starts(member)
 
     def _tokens(self, member: int) -> npt.NDArray[Any]:
-        """The stored ids of a member, a view of the map."""
-        m = self._members
-        tokens = int(m.first_token[member + 1] - m.first_token[member])
-        return np.frombuffer(self._map(m.shard[member]), self._shards.id_dtype, tokens, m.tokens_offset[member])
-
-    def _lengths(self, member: int) -> npt.NDArray[np.uint32]:
-        """The stored lengths of a member's documents, a view of the map."""
-        m = self._members
-        return np.frombuffer(self._map(m.shard[member]), LENGTH_DTYPE, m.documents[member], m.lengths_offset[member])
+        """The stored ids of a member, a view."""
+        mapped, begin, _ = self._payloads.place(member)
+        tokens = int(self._members.first_token[member + 1] - self._members.first_token[member])
+        return np.frombuffer(mapped, self._id_dtype, tokens, begin)
 
     def _read_starts(self, member: int) -> Int64:
         """Where in the member each of its documents begins: int64[documents]."""
-        lengths = self._lengths(member).astype(np.int64)
+        mapped, _, begin = self._payloads.place(member)
+        lengths = np.frombuffer(mapped, LENGTH_DTYPE, self._members.documents[member], begin).astype(np.int64)
         return np.cumsum(lengths) - lengths
 
-    def _verify(self, member: int) -> None:
-        digest = member_digest(self._tokens(member).data, self._lengths(member).data)
-        if digest != self._members.digest[member].tobytes().hex():
-            shard = int(self._members.shard[member])
-            place = member - int(self._members.shard.searchsorted(shard))
-            name = self._shards.members(shard)[place].name
-            raise GaveUp(
-                f"{self._shards.path(shard)}: member {name} was altered since it was written (xxh3-128 differs)"
-            )
-        self._verified[member] = True
+
+class TarMaps(Payloads):
+    """The payloads of a local set's members: maps of its tars."""
+
+    def __init__(self, shards: ShardSet, members: Members) -> None:
+        self._shards = shards
+        self._members = members
+        self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+
+    def fetch(self, members: npt.NDArray[np.intp]) -> None:
+        """Nothing: the system reads ahead."""
+
+    def verify(self, member: int) -> None:
+        """Hashes the member where it lies. Raises BadMember."""
+        m, shard = self._members, int(self._members.shard[member])
+        lengths_begin = int(m.lengths_offset[member])
+        lengths_end = lengths_begin + int(m.documents[member]) * LENGTH_DTYPE.itemsize
+        if lengths_end > self._shards.damaged.get(shard, lengths_end):
+            raise bad_member(self._shards, m, member, CUT_OFF)
+        tokens = int(m.first_token[member + 1] - m.first_token[member])
+        begin = int(m.tokens_offset[member])
+        view = memoryview(self._map(shard))
+        digest = member_digest(
+            view[begin : begin + tokens * self._shards.id_dtype.itemsize], view[lengths_begin:lengths_end]
+        )
+        if digest != m.digest[member].tobytes().hex():
+            raise bad_member(self._shards, m, member, ALTERED)
+
+    def place(self, member: int) -> tuple[mmap.mmap, int, int]:
+        """The map of the member's tar."""
+        m = self._members
+        return self._map(int(m.shard[member])), int(m.tokens_offset[member]), int(m.lengths_offset[member])
 
     def _open(self, shard: int) -> mmap.mmap:
         path = self._shards.path(shard)
@@ -100,6 +194,7 @@ class Reader:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise GaveUp(f"{path}: can't be read: {error}") from None
-        if len(mapped) != self._shards.manifest.shards[shard].bytes:
-            raise GaveUp(f"{path}: has {len(mapped)} bytes, not those that the manifest was written with")
+        expected = self._shards.damaged.get(shard, self._shards.manifest.shards[shard].bytes)
+        if len(mapped) != expected:
+            raise GaveUp(f"{path}: has {len(mapped)} bytes, and had {expected} when the set was opened")
         return mapped

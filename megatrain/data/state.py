@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from megatrain.data.samples import PACKING, Source, part_of
+from megatrain.data.samples import Source, part_of
 from megatrain.data.segments import Segment, first_segment, next_segment
 from megatrain.errors import InputError
 
@@ -31,7 +31,7 @@ def fingerprint(sources: Sequence[Source], seed: int, weights: Mapping[str, floa
     values: Fingerprint = {
         "seed": seed,
         "sequence_length": sources[0].index.sequence_length,
-        "data.packing": PACKING,
+        "data.packing": sources[0].index.packing.value,
         "data.shuffle_block": sources[0].shuffle.block,
         "data.shuffle_blocks": sources[0].shuffle.blocks,
     }
@@ -53,7 +53,9 @@ def start_state(
     """The state of a run that has trained on nothing yet. weights: by source; None: as its configuration says."""
     weights = weights or {source.name: source.config.weight for source in sources}
     parts = {source.name: part_of(source, weights[source.name]) for source in sources}
-    segment = first_segment(parts, sources[0].index.sequence_length, PACKING, global_batch_size, reason)
+    segment = first_segment(
+        parts, sources[0].index.sequence_length, sources[0].index.packing.value, global_batch_size, reason
+    )
     return State(n=0, segments=[segment], fingerprint=fingerprint(sources, seed, weights))
 
 

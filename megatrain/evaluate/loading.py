@@ -28,12 +28,12 @@ from megatrain.checkpoint.format import BrokenCheckpoint
 from megatrain.checkpoint.huggingface.config import is_hugging_face
 from megatrain.checkpoint.huggingface.reader import HuggingFaceReader
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.checkpoint.store import Folder
 from megatrain.config import DataConfig, ModelConfig, ObjectiveConfig, Precision
 from megatrain.data.format import TOKENIZER
 from megatrain.engines.ranges import MASTER, ShardReader
 from megatrain.errors import InputError, bad_value
 from megatrain.model.transformer import Transformer
+from megatrain.storage import Folder
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 
 from megatrain.errors import BUG
@@ -79,10 +81,11 @@ def kill(command: Command, whom: str) -> None:
     if whom == "all":
         command.kill()
     elif whom.startswith("rank") and len(ranks) == 2:
-        ranks[int(whom[-1])].kill()
+        with suppress(psutil.NoSuchProcess):
+            ranks[int(whom[-1])].kill()
     else:
         command.process.kill()
     finished = command.wait()
     assert finished.code in (0, -signal.SIGKILL, BUG), finished
-    assert (finished.code == BUG) == ("was killed by signal 9" in finished.stderr), finished
+    assert finished.code != BUG or "was killed by signal 9" in finished.stderr, finished
     assert command.left_over() == []

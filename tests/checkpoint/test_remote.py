@@ -13,14 +13,14 @@ from uuid import uuid4
 import pytest
 import torch
 
+from megatrain import storage
 from megatrain.checkpoint import remote as remotes
-from megatrain.checkpoint import store
 from megatrain.checkpoint.folders import every, newest, problem_of, resolve, step_folder
 from megatrain.checkpoint.format import CHUNK_BYTES, BrokenCheckpoint
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.checkpoint.store import StorageError
 from megatrain.engines.ranges import MASTER
 from megatrain.errors import InputError
+from megatrain.storage import StorageError
 from tests.checkpoint.layouts import even_layout, random_whole, write
 from tests.s3 import S3Server
 
@@ -50,7 +50,7 @@ def save(run_dir: Path, step: int, ranks: int = RANKS) -> Path:
 
 
 def upload(folder: Path, url: Url, ranks: int = RANKS) -> None:
-    remote = remotes.root(url)
+    remote = storage.root(url, "saving.remote")
     for rank in range(ranks):
         remotes.upload_rank(folder, remote, rank)
     remotes.upload_commit(folder, remote)
@@ -65,7 +65,7 @@ def assert_reads(reader: CheckpointReader, name: str, start: int, stop: int) -> 
 def test_what_was_copied_is_found_and_read(tmp_path: Path, url: Url) -> None:
     assert newest(tmp_path / "empty", url) == (None, [])
     upload(save(tmp_path / "run", 10), url)
-    folder = step_folder(remotes.root(url), 10)
+    folder = step_folder(storage.root(url, "saving.remote"), 10)
     assert newest(tmp_path / "empty", url) == (folder, [])
     assert resolve(url) == resolve(f"{url}/checkpoints/step_00000010") == folder
     reader = CheckpointReader(folder)
@@ -79,7 +79,7 @@ def test_local_and_copied_ones_are_one_list(tmp_path: Path, url: Url) -> None:
     for step in (10, 20):
         upload(save(tmp_path / "run", step), url)
     shutil.rmtree(step_folder(tmp_path / "run", 20))
-    remote, run_dir = remotes.root(url), tmp_path / "run"
+    remote, run_dir = storage.root(url, "saving.remote"), tmp_path / "run"
     places = [step_folder(remote, 20), step_folder(run_dir, 10), step_folder(remote, 10)]
     assert [(one.path, one.problem) for one in every(run_dir, url)] == [(place, None) for place in places]
     assert newest(run_dir, url) == (step_folder(remote, 20), [])
@@ -88,7 +88,7 @@ def test_local_and_copied_ones_are_one_list(tmp_path: Path, url: Url) -> None:
 
 def test_a_copy_that_never_ended_is_passed_over(tmp_path: Path, url: Url) -> None:
     upload(save(tmp_path / "run", 10), url)
-    folder, remote = save(tmp_path / "run", 20), remotes.root(url)
+    folder, remote = save(tmp_path / "run", 20), storage.root(url, "saving.remote")
     remotes.upload_rank(folder, remote, 0)
     said = [f"{step_folder(remote, 20)}: uncommitted (it has no commit.json)"]
     assert newest(tmp_path / "empty", url) == (step_folder(remote, 10), said)
@@ -101,27 +101,27 @@ def test_a_copy_that_never_ended_is_passed_over(tmp_path: Path, url: Url) -> Non
 
 
 def test_a_step_copied_again_is_none_until_it_is_whole(tmp_path: Path, url: Url) -> None:
-    folder, copy = save(tmp_path / "run", 10), step_folder(remotes.root(url), 10)
+    folder, copy = save(tmp_path / "run", 10), step_folder(storage.root(url, "saving.remote"), 10)
     upload(folder, url)
-    remotes.upload_rank(folder, remotes.root(url), 1)
+    remotes.upload_rank(folder, storage.root(url, "saving.remote"), 1)
     assert problem_of(copy) == f"{copy}: uncommitted (it has no commit.json)"
     upload(folder, url)
     assert problem_of(copy) is None
 
 
 def test_what_is_removed_is_gone(tmp_path: Path, url: Url) -> None:
-    folder, copy = save(tmp_path / "run", 10), step_folder(remotes.root(url), 10)
+    folder, copy = save(tmp_path / "run", 10), step_folder(storage.root(url, "saving.remote"), 10)
     upload(folder, url)
     for one in (folder, copy, folder, copy):
         remotes.remove(one)
-        assert store.listing(one) == {}
+        assert storage.listing(one) == {}
     assert every(tmp_path / "run", url) == []
 
 
 def test_the_commit_record_is_removed_first(
     tmp_path: Path, s3: S3Server, s3_url: Url, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, copy = save(tmp_path / "run", 10), step_folder(remotes.root(s3_url), 10)
+    folder, copy = save(tmp_path / "run", 10), step_folder(storage.root(s3_url, "saving.remote"), 10)
     upload(folder, s3_url)
     before = len(s3.requests())
     remotes.remove(copy)
@@ -140,7 +140,7 @@ def test_the_commit_record_is_removed_first(
 
 def test_an_altered_byte_is_detected(tmp_path: Path, url: Url) -> None:
     upload(save(tmp_path / "run", 10), url)
-    folder = step_folder(remotes.root(url), 10)
+    folder = step_folder(storage.root(url, "saving.remote"), 10)
     data = folder / "rank_00001.bin"
     altered = bytearray(data.read_bytes())
     altered[5 * CHUNK_BYTES + 9] ^= 16
@@ -162,7 +162,7 @@ def test_a_read_of_many_requests_at_a_time_reads_the_same(
     tmp_path: Path, url: Url, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("megatrain.checkpoint.reader.REMOTE_CALL_BYTES", CHUNK_BYTES)
-    monkeypatch.setattr(store, "BYTES_IN_FLIGHT", 3 * CHUNK_BYTES)
+    monkeypatch.setattr(storage, "BYTES_IN_FLIGHT", 3 * CHUNK_BYTES)
     upload(save(tmp_path / "run", 10, ranks=5), url, ranks=5)
     reader = CheckpointReader(resolve(url))
     assert_reads(reader, "embedding", 0, 100_000)
@@ -180,7 +180,7 @@ def test_threads_read_at_the_same_time(tmp_path: Path, url: Url) -> None:
 @pytest.mark.parametrize("ranks", [2, 12])
 def test_how_many_requests_it_takes(tmp_path: Path, s3: S3Server, s3_url: Url, ranks: int) -> None:
     upload(save(tmp_path / "run", 10, ranks), s3_url, ranks)
-    folder = step_folder(remotes.root(s3_url), 10)
+    folder = step_folder(storage.root(s3_url, "saving.remote"), 10)
     begin = len(s3.requests())
     reader = CheckpointReader(folder)
     # The listing (1,000 names a page), commit.json, state.json and index.json, however many ranks wrote.
@@ -223,7 +223,7 @@ def test_no_more_is_fetched_than_is_needed(tmp_path: Path, s3_url: Url) -> None:
 def test_what_is_no_remote_is_one_clear_line(given: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # As where it isn't installed.
     with pytest.raises(InputError) as raised:
-        remotes.root(given)
+        storage.root(given, "saving.remote")
     assert str(raised.value).startswith(said)
     assert "secret@" not in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -233,7 +233,7 @@ def test_a_bucket_that_is_not_there_is_one_clear_line(s3: S3Server, tmp_path: Pa
     with pytest.raises(
         InputError, match=r"^saving\.remote=s3://nowhere/run: can't be written \(.*bucket does not exist"
     ):
-        remotes.check_writable(remotes.root("s3://nowhere/run"))
+        remotes.check_writable(storage.root("s3://nowhere/run", "saving.remote"))
     with pytest.raises(InputError, match=r"^checkpoint=s3://nowhere/run: no such folder; give a run directory"):
         resolve("s3://nowhere/run")
     with pytest.raises(
@@ -241,15 +241,17 @@ def test_a_bucket_that_is_not_there_is_one_clear_line(s3: S3Server, tmp_path: Pa
     ) as e:
         upload(save(tmp_path, 10), "s3://nowhere/run")
     assert "\n" not in str(e.value)
-    there = remotes.root(s3.new_bucket() + "/run")
+    there = storage.root(s3.new_bucket() + "/run", "saving.remote")
     remotes.check_writable(there)
-    assert store.listing(there) == {}
+    assert storage.listing(there) == {}
 
 
 UNREACHABLE = """
+from megatrain import storage
 from megatrain.checkpoint import remote, folders
 from megatrain.errors import MegatrainError
-for attempt in (lambda: folders.resolve("s3://bucket/run"), lambda: remote.check_writable(remote.root("s3://bucket/run"))):
+URL = "s3://bucket/run"
+for attempt in (lambda: folders.resolve(URL), lambda: remote.check_writable(storage.root(URL, "saving.remote"))):
     try:
         attempt()
     except MegatrainError as error:
@@ -273,7 +275,7 @@ def test_a_server_that_cannot_be_reached_is_one_clear_line() -> None:
 
 
 def test_errors_of_a_store_hold_no_secret() -> None:
-    with pytest.raises(StorageError) as raised, store.one_line(Path("x")):
+    with pytest.raises(StorageError) as raised, storage.one_line(Path("x")):
         raise ValueError("403 for\n 'https://me:password@host/key?X-Amz-Signature=abc&a=b', why? url=c")
     assert str(raised.value) == "x: 403 for 'https://host/key', why? url=c"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatrain.data import reader as reader_module
-from megatrain.data.reader import Reader
+from megatrain.data.format import open_set
+from megatrain.data.order import Int64
+from megatrain.data.reader import Reader, TarMaps
 from megatrain.data.sequences import read_members
 from megatrain.errors import GaveUp
 from tests.data.sets import flip_a_bit, row, write_set
@@ -25,6 +28,14 @@ def read(reader: Reader, start: int, stop: int) -> tuple[list[int], list[int]]:
     places = np.flatnonzero(document != -1)
     assert np.array_equal(document[places], places)
     return ids.tolist(), places.tolist()
+
+
+def try_to_read(reader: Reader, start: int, stop: int, expected: Int64) -> bool:
+    """Whether a range can be read; if so, it is the expected one."""
+    ids, document = np.full((2, stop - start), -1, np.int32)
+    usable = reader.read(start, stop, ids, document)
+    assert not usable or np.array_equal(ids, expected[start:stop])
+    return usable
 
 
 @pytest.fixture(scope="module", params=[60_000, 70_000], ids=["uint16", "uint32"])
@@ -47,11 +58,13 @@ def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(reader_module, "OPEN_SHARDS", 1)
     monkeypatch.setattr(reader_module, "STARTS_BYTES", 1)
     shards = write_set(tmp_path, SHARDS)
-    reader = Reader(shards, read_members(shards))
+    members = read_members(shards)
+    maps = TarMaps(shards, members)
+    reader = Reader(shards, members, maps)
     ids = row(shards)[0].tolist()
     for _ in range(2):
         assert read(reader, 0, 80)[0] == ids
-    assert reader._map.cache_info().currsize == 1
+    assert maps._map.cache_info().currsize == 1
     assert reader._starts.cache_info().currsize == 1
 
 
@@ -65,6 +78,37 @@ def test_an_altered_member_is_named_when_it_is_touched_first(tmp_path: Path) -> 
         with pytest.raises(GaveUp, match=r"shard-000001\.tar: member 000001 was altered"):
             read(reader, 48, 50)
     assert read(reader, 57, 80)[0] == ids[57:]
+
+
+def test_a_bad_member_is_skipped_where_that_was_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = write_set(tmp_path, SHARDS)
+    ids = row(shards)[0]
+    flip_a_bit(shards, 1, 1)
+    reader = Reader(shards, read_members(shards), skip=True)
+    assert [try_to_read(reader, start, start + 2, ids) for start in range(0, 78, 4)] == [
+        not 48 <= start <= 56 for start in range(0, 78, 4)
+    ]
+    line = f"{shards.path(1)}: member 000001 was altered since it was written (xxh3-128 differs)"
+    assert reader.take_bad() == [line]
+    assert reader.take_bad() == []
+    assert caplog.messages == [f"{line}; its samples are skipped"]
+
+
+def test_a_tar_that_was_cut_off_is_skipped_from_there_on(tmp_path: Path) -> None:
+    shards = write_set(tmp_path, SHARDS)
+    ids = row(shards)[0]
+    sizes = {1: shards.members(1)[1].lengths_offset + 4, 2: 0}
+    for shard, size in sizes.items():
+        os.truncate(shards.path(shard), size)
+    shards = open_set(tmp_path, allow_damage=True)
+    assert shards.damaged == sizes
+    reader = Reader(shards, read_members(shards), skip=True)
+    bad = [not try_to_read(reader, start, start + 1, ids) for start in range(80)]
+    assert bad == [start >= 49 for start in range(80)]
+    assert [line.removeprefix(str(shards.folder)) for line in reader.take_bad()] == [
+        f"/shard-00000{shard}.tar: member 00000{member} lies beyond the end of the tar, which was cut off"
+        for shard, member in ((1, 1), (1, 2), (2, 0))
+    ]
 
 
 def test_altered_lengths_are_found_too(tmp_path: Path) -> None:
@@ -92,10 +136,11 @@ def test_a_member_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert hashed == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("damage", ["truncated", "removed"])
-def test_a_shard_that_changed_since_it_was_opened_is_named(tmp_path: Path, damage: str) -> None:
+def test_a_shard_that_changed_since_it_was_opened_is_named(tmp_path: Path, damage: str, skip: bool) -> None:
     shards = write_set(tmp_path, SHARDS)
-    reader = Reader(shards, read_members(shards))
+    reader = Reader(shards, read_members(shards), skip=skip)
     if damage == "removed":
         shards.path(2).unlink()
     else:

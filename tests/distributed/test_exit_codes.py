@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_another_runs_directory_is_one_line_and_stays_as_it_is(
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     given = keys(small_set, run_dir, *FP32)
     for override, said in {
-        "model.num_layers=3": f"model.num_layers=3: run_dir={run_dir} holds a model with 2; ",
+        "model.num_layers=3": f"model.num_layers=3: run_dir={run_dir} holds another model; legal: model.num_layers=2",
         "seed=1": "the checkpoint was trained on another order of samples: seed=1 (saved: 0)",
         "max_steps=20": f"max_steps=20: run_dir={run_dir} is at step 24 already",
     }.items():
@@ -146,35 +147,23 @@ def test_an_altered_member_ends_the_run_and_is_named(tmp_path: Path) -> None:
     assert reason.startswith(f"{shards.path(1)}: member {member} was altered since it was written")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system that has room for three checkpoints of SMALL, not for four."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(mount(disk, "size=4m"), capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-def mount(disk: Path, options: str) -> list[str]:
-    return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-
-
-def test_a_full_disk_ends_the_run_at_its_last_checkpoint(
-    small_disk: Path, small_set: Path, uninterrupted: Callable[..., Path]
+def test_a_disk_that_stays_full_ends_the_run_with_the_checkpoints_it_has(
+    small_disk: Callable[[int], Path], small_set: Path, uninterrupted: Callable[..., Path]
 ) -> None:
-    run_dir = small_disk / "run"
-    with train(small_set, run_dir, *FP32, "saving.every=4") as command:
-        reason = check_gave_up(command.wait(), run_dir)
+    """It has room for three checkpoints of SMALL, not for four."""
+    run_dir = small_disk(4 << 20) / "run"
+    with train(small_set, run_dir, *FP32, "saving.every=4", "saving.retries=0") as command:
+        finished = command.wait()
         assert command.left_over() == []
-    assert reason.startswith(f"{step_folder(run_dir, 16)}: not saved: rank ")
-    assert reason.endswith("[Errno 28] No space left on device")
+    full = r"not saved: rank \d: \[Errno 28\] No space left on device"
+    goes_on = "".join(rf"{step_folder(run_dir, step)}: {full}; the run goes on\n" for step in (16, 20, 24))
+    assert finished.code == GAVE_UP
+    assert re.fullmatch(rf"{goes_on}megatrain train: {step_folder(run_dir, 24)}: {full}\n", finished.stderr)
     folder, passed_over = newest(run_dir)
     assert folder == step_folder(run_dir, 12)
     assert passed_over == []
     CheckpointReader(folder).verify_all()
-    subprocess.run(mount(small_disk, "remount,size=64m"), check=True)
+    subprocess.run(["mount", "-o", "remount,size=64m", run_dir.parent], check=True)
     with train(small_set, run_dir, *FP32) as command:
         command.succeed()
     assert curve(run_dir) == curve(uninterrupted(*FP32))

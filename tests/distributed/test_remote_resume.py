@@ -10,10 +10,9 @@ import pytest
 
 from megatrain.checkpoint.folders import newest, step_folder
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.checkpoint.remote import root
-from megatrain.checkpoint.store import listing
 from megatrain.errors import BAD_INPUT
 from megatrain.observe.records import read
+from megatrain.storage import listing, root
 from tests.distributed.command import STEPS, curve, train
 from tests.s3 import S3Server
 
@@ -43,7 +42,7 @@ def test_a_killed_run_goes_on_from_its_copy_alone(
         command.succeed()
     assert curve(run_dir) == expected[step:]
     assert next((event["event"], event["step"]) for event in read(run_dir / "events.jsonl")) == ("resume", step)
-    last = step_folder(root(url), STEPS)
+    last = step_folder(root(url, "saving.remote"), STEPS)
     assert newest(empty, url) == (last, [])
     CheckpointReader(last).verify_all()
     assert listing(last) == listing(step_folder(run_dir, STEPS))
@@ -57,7 +56,7 @@ def test_another_layout_goes_on_from_the_copy(small_set: Path, tmp_path: Path, s
     with train(small_set, tmp_path / "second", *keys, "max_steps=8", "engine=fsdp", processes=1) as command:
         command.succeed()
     assert [step for step, *_ in curve(tmp_path / "second")] == [5, 6, 7, 8]
-    assert newest(tmp_path / "empty", url) == (step_folder(root(url), 8), [])
+    assert newest(tmp_path / "empty", url) == (step_folder(root(url, "saving.remote"), 8), [])
 
 
 def test_a_bucket_that_is_not_there_ends_the_start(small_set: Path, tmp_path: Path, s3: S3Server) -> None:

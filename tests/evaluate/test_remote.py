@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatrain import storage
 from megatrain.__main__ import main
 from megatrain.checkpoint import remote as remotes
 from megatrain.checkpoint.folders import step_folder
@@ -18,7 +19,7 @@ from tests.s3 import S3Server
 def url(trained: Run, s3: S3Server) -> str:
     """A copy of `trained`, as a run makes it."""
     url = f"{s3.new_bucket()}/runs/small"
-    remote, folder = remotes.root(url), step_folder(trained.run_dir, 3)
+    remote, folder = storage.root(url, "saving.remote"), step_folder(trained.run_dir, 3)
     remotes.upload_rank(folder, remote, 0)
     remotes.upload_run(trained.run_dir, remote)
     remotes.upload_commit(folder, remote)
@@ -46,7 +47,7 @@ def test_a_checkpoint_in_a_store_is_used_as_one_on_the_disk(
 
 
 def test_a_tokenizer_that_was_not_copied_is_one_clear_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (remotes.root(url) / "tokenizer.json").unlink()
+    (storage.root(url, "saving.remote") / "tokenizer.json").unlink()
     assert main(["generate", f"checkpoint={url}", "prompt=the"]) == 2
     said = f"megatrain generate: {url}/tokenizer.json: missing; it is the tokenizer of the checkpoint {url}/checkpoints"
     assert capsys.readouterr().err.startswith(said)

@@ -22,11 +22,11 @@ from megatrain import device
 from megatrain.checkpoint.huggingface.config import CONFIG, GENERATION_CONFIG, hugging_face_config
 from megatrain.checkpoint.huggingface.tensors import HuggingFaceTensor, assemble, tensors
 from megatrain.checkpoint.huggingface.tokenizer import check_tokenizer
-from megatrain.checkpoint.store import Folder
 from megatrain.config import ModelConfig, Precision
 from megatrain.engines.ranges import ShardReader
 from megatrain.errors import GaveUp, bad_value
 from megatrain.resilience.files import sync_folder, temporary_beside, write_synced
+from megatrain.storage import Folder
 
 MAX_FILE_BYTES = 5_000_000_000
 """Bytes of tensors in one safetensors file."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from megatrain.checkpoint.store import Folder
 from megatrain.config import ModelConfig
 from megatrain.errors import InputError
+from megatrain.storage import Folder
 
 
 def check_tokenizer(path: Folder, config: ModelConfig, eos_id: int) -> str:

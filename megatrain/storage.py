@@ -1,11 +1,12 @@
-"""Listing and reading the folders of checkpoints, on a file system or in an object store.
+"""Folders on a file system or in an object store: opening one by its URL, listing it, reading from it. No torch.
 
 Design choices:
-- A folder is a pathlib.Path or, where it was given as a URL, a UPath (universal_pathlib over fsspec). Only this file
-  and remote.py, which writes, know the difference.
+- A folder is a pathlib.Path or, where it was given as a URL, a UPath (universal_pathlib over fsspec). Only this file,
+  checkpoint/remote.py, which writes, and data/remote.py, which reads with time limits, know the difference.
 - An object store is slow at requests and charges for them. So a folder is listed once, with the sizes of its files; a
   file whose size is known is read without being looked up; and reads go out many at a time.
 - Whatever a store's library raises becomes a StorageError of one line. Retries are the library's own.
+- No listing is kept by the store's library: another process may have changed what is there.
 - UPath is imported where a URL is opened: a run on a file system doesn't wait for it.
 """
 
@@ -18,11 +19,12 @@ from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from megatrain.errors import GaveUp
+from megatrain.errors import GaveUp, InputError, bad_value
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -31,6 +33,14 @@ Folder: TypeAlias = "Path | UPath"
 """A folder or a file, local or remote."""
 Range = tuple[str, int, int]
 """Bytes [start, stop) of the file of that name in a folder."""
+
+URL = re.compile(r"file:(//)?/[^/]|(?!file:)[a-z][a-z0-9+.-]*://[^/]")
+"""How a URL begins: the protocol and a bucket, or an absolute path."""
+LEGAL = "give the URL of a folder: s3://BUCKET/RUN, gs://BUCKET/RUN, file:/FOLDER or another that fsspec knows"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "file": {"auto_mkdir": True},
+    "s3": {"max_concurrency": 4},  # Parts of 50 MB that a rank which copies has in memory at once; it would be 10.
+}
 
 REMOTE_CALL_BYTES = 8 * 1024 * 1024
 """Bytes of one request to a store: a request takes tens of milliseconds before its first byte."""
@@ -47,6 +57,27 @@ class StorageError(GaveUp, OSError):
 def said(error: Exception) -> str:
     """What a store's library says, on one line and without secrets."""
     return SECRETS.sub("", " ".join(str(error).split())) or type(error).__name__
+
+
+def root(url: str, key: str) -> UPath:
+    """The folder at `url`. Nothing is asked of the store yet. What is below it may be used on any thread.
+
+    Raises InputError naming `key`: no URL, an unknown protocol, or one whose package (s3fs, gcsfs) isn't installed.
+    """
+    if not URL.match(url):
+        raise bad_value(key, url, LEGAL)
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        # Not repeated: it would stand in logs, as the URL would in the saved configuration.
+        raise InputError(f"{key}: the URL may hold a secret; give credentials as the store's library finds them")
+    from upath import UPath
+
+    try:
+        path: UPath = UPath(url, use_listings_cache=False, **OPTIONS.get(parts.scheme, {}))
+        path.fs.invalidate_cache()  # The first thing asked of it loads its package.
+    except Exception as error:  # Every library has exceptions of its own.
+        raise bad_value(key, url, f"{said(error)}; {LEGAL}") from error
+    return path
 
 
 @contextmanager
@@ -72,10 +103,13 @@ def listing(folder: Folder) -> dict[str, int | None]:
                         found[entry.name] = entry.stat().st_size if entry.is_file() else None
         else:
             with one_line(folder):
-                for info in folder.fs.ls(folder.path, detail=True):
-                    name = info["name"].rstrip("/").rpartition("/")[2]
-                    found[name] = info["size"] if info["type"] == "file" else None
+                found.update(map(listing_entry, folder.fs.ls(folder.path, detail=True)))
     return found
+
+
+def listing_entry(info: dict[str, Any]) -> tuple[str, int | None]:
+    """Name and size of one entry of fsspec's listing of a folder; None where it is no file."""
+    return info["name"].rstrip("/").rpartition("/")[2], info["size"] if info["type"] == "file" else None
 
 
 def read_file(path: Folder, size: int) -> bytes:
