@@ -20,7 +20,7 @@ import numpy as np
 from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.cache import Cache
-from megatrain.data.format import TRAIN, Manifest, open_set
+from megatrain.data.format import TRAIN, Manifest, ShardSet, open_set
 from megatrain.data.order import EVERYWHERE, Int64, Shuffle, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
 from megatrain.data.remote import RemoteMembers, open_remote
@@ -37,19 +37,28 @@ EMPTY = -1
 class Source:
     """One open set of a mixture.
 
-    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie among its members, and
+    `config` is its own; `shards` is the set; `index` says where its samples lie among its members, and
     `cut` makes it, for any sequence length; `reader` reads them; `shuffle` says how far they are mixed.
     """
 
     name: str
     config: SourceConfig
-    manifest: Manifest
-    tokenizer: Path
+    shards: ShardSet
     members: Members
     cut: Callable[[int], SequenceIndex]
     index: SequenceIndex
     reader: Reader
     shuffle: Shuffle
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the set is made of."""
+        return self.shards.manifest
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json that made its ids."""
+        return self.shards.tokenizer
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_len
     payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
     reader = Reader(shards, members, payloads, skip)
     shuffle = Shuffle(data.shuffle_block, data.shuffle_blocks) if data.shuffle_block else EVERYWHERE
-    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader, shuffle)
+    return Source(name, config, shards, members, cut, index, reader, shuffle)
 
 
 def with_sequence_length(source: Source, sequence_length: int) -> Source:
@@ -141,8 +150,18 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
         ids[skipped], document[skipped], length[skipped] = each.manifest.eos_id, 0, 0
     padded = np.flatnonzero(length < width)
     document[padded, length[padded]] = length[padded]
-    np.maximum.accumulate(document, axis=1, out=document)
-    return RawSamples(ids, document, length, source)
+    return RawSamples(ids, spread(document), length, source)
+
+
+def spread(document: Int32) -> Int32:
+    """The place at which the document of each id begins, int32[B, S + 1].
+
+    document: int32[B, S + 1], that of each document's first id, where it isn't 0, and else 0.
+    """
+    begins = document != 0
+    begins[:, 0] = True
+    at = np.flatnonzero(begins)
+    return np.repeat(document.ravel()[at], np.diff(at, append=document.size)).reshape(document.shape)
 
 
 def take_bad_members(sources: list[Source]) -> list[str]:
