@@ -215,7 +215,7 @@ class DataConfig:
     packing: Packing = Packing.concat
     """How documents are put into samples: concat or best_fit."""
     index_path: str | None = None
-    """The folder that keeps the indexes of best_fit; null: beside the manifest of each set."""
+    """The folder that keeps the tables of best_fit and of large sets; null: beside the manifest of each set."""
     pass_over: list[Any] = field(default_factory=list)
     """Windows of samples that are left out, as [[FIRST,LAST],...], where the loss spiked for instance. A step that
     would touch one moves behind it."""
