@@ -90,7 +90,7 @@ def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_len
     index = SequenceIndex(members, sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
+    payloads = None if cache is None else RemoteMembers(shards, members, cache)
     reader = Reader(shards, members, payloads, skip)
     return Source(name, config, shards.manifest, shards.tokenizer, members, index, reader)
 
