@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-<<<<<<< HEAD
-from benchmarks import checkpoint, common, loader, loader_peers, prep
+from benchmarks import checkpoint, common, loader, loader_peers, packing, prep
 from megatrain.data_prep import tokenizer
-from tests.data.sets import row
-=======
-from benchmarks import checkpoint, common, loader, packing, prep
-from megatrain.data_prep import tokenizer
-from tests.data.sets import write_set
->>>>>>> packing
+from tests.data.sets import row, write_set
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.7, 1)])

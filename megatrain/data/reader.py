@@ -139,11 +139,7 @@ class Reader:
         return True
 
     def starts(self, member: int) -> Int64:
-<<<<<<< HEAD
         """Where in a member, counted from its first token, its documents begin: int64[documents], ascending."""
-=======
-        """Where in a member, counted from its first token, each of its documents begins: int64[documents], ascending."""
->>>>>>> packing
         return self._starts(member)
 
     def _tokens(self, member: int) -> npt.NDArray[Any]:

@@ -69,7 +69,7 @@ def open_remote(url: str, split: str, key: str, limits: RemoteConfig, cache: Cac
     folder = cache.sets / manifest.sha256 / split
     with cache.alone(manifest.sha256):
         _copy_set(remote, above, manifest, folder)
-    return ShardSet(folder, manifest, remote.folder, damaged_shards(manifest, str(remote), sizes, allow_damage))
+    return ShardSet(folder, manifest, remote, damaged_shards(manifest, str(remote), sizes, allow_damage))
 
 
 def _copy_set(remote: RemoteFolder, above: RemoteFolder, manifest: Manifest, folder: Path) -> None:
@@ -103,12 +103,12 @@ def _copy_set(remote: RemoteFolder, above: RemoteFolder, manifest: Manifest, fol
 class RemoteMembers(Payloads):
     """The payloads of a set's members, fetched and cached."""
 
-    def __init__(self, shards: ShardSet, members: Members, limits: RemoteConfig, cache: Cache) -> None:
-        assert shards.tars is not None
+    def __init__(self, shards: ShardSet, members: Members, cache: Cache) -> None:
+        assert shards.tars is not None  # It is open_remote's.
         self._shards = shards
+        self._tars = shards.tars
         self._members = members
         self._cache = cache
-        self._remote = RemoteFolder(shards.tars, limits)
         self._bad: dict[int, BadMember] = {}
         self._map = lru_cache(maxsize=OPEN_MEMBERS)(self._open)
         self._threads = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
@@ -153,9 +153,9 @@ class RemoteMembers(Payloads):
         stop = second + int(m.documents[member]) * LENGTH_DTYPE.itemsize
         name = self._shards.manifest.shards[shard].name
 
-        def attempt() -> tuple[memoryview, memoryview]:
-            data = memoryview(self._remote.read_once(name, start, stop))
-            payloads = data[: self._token_bytes(member)], data[second - start :]
+        def verified(data: bytes) -> tuple[memoryview, memoryview]:
+            view = memoryview(data)
+            payloads = view[: self._token_bytes(member)], view[second - start :]
             if member_digest(*payloads) != digest:
                 raise bad_member(self._shards, m, member, ALTERED)
             return payloads
@@ -163,7 +163,7 @@ class RemoteMembers(Payloads):
         try:
             if stop > self._shards.damaged.get(shard, stop):
                 raise bad_member(self._shards, m, member, CUT_OFF)
-            return self._remote.tried(name, attempt)
+            return self._tars.read_range(name, start, stop, verified)
         except BadMember as error:
             self._bad[member] = error
             raise

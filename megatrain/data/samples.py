@@ -107,7 +107,7 @@ def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_len
     index = cut(sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
+    payloads = None if cache is None else RemoteMembers(shards, members, cache)
     reader = Reader(shards, members, payloads, skip)
     shuffle = Shuffle(data.shuffle_block, data.shuffle_blocks) if data.shuffle_block else EVERYWHERE
     return Source(name, config, shards, members, cut, index, reader, shuffle)
