@@ -69,6 +69,8 @@ def _check_numbers(config: TrainConfig) -> None:
         "data.prefetch": config.data.prefetch,
         "data.remote.timeout_seconds": config.data.remote.timeout_seconds,
         "data.cache.bytes": config.data.cache.bytes,
+        "data.shuffle_block": 1 if config.data.shuffle_block is None else config.data.shuffle_block,
+        "data.shuffle_blocks": config.data.shuffle_blocks,
         "launch.nodes": config.launch.nodes,
         "launch.processes": 1 if config.launch.processes is None else config.launch.processes,
         "optim.learning_rate": config.optim.learning_rate,

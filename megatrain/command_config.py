@@ -110,3 +110,11 @@ class InspectConfig:
 
     path: str = MISSING
     """A shard set, a run directory or a step's folder; the URL of one of the latter two."""
+    sample: int | None = None
+    """Show the text of this sample of the training order instead: a run's own, or that of a set alone."""
+    order: str | None = None
+    """FIRST:LAST, samples of the training order: show which documents each of them is of; LAST itself is not."""
+    sequence_length: int | None = None
+    """Tokens of a set's samples; null: 2048. A run has its own."""
+    seed: int | None = None
+    """Of a set's order; null: 0. A run has its own."""

@@ -32,6 +32,16 @@ class Norm(Enum):
     layer = "layer"
 
 
+class Packing(Enum):
+    """How documents are put into samples.
+
+    concat: one after the other, cut where a sample is full. best_fit: whole where they fit, with some padding.
+    """
+
+    concat = "concat"
+    best_fit = "best_fit"
+
+
 class WhenBusy(Enum):
     """A save that is due while another is written."""
 
@@ -202,6 +212,10 @@ class DataConfig:
     """A folder that `megatrain prep` wrote, or its URL (s3://..., gs://..., https://...); or give data.sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several sets with weights: data.sources.NAME.path=DIR."""
+    packing: Packing = Packing.concat
+    """How documents are put into samples: concat or best_fit."""
+    index_path: str | None = None
+    """The folder that keeps the indexes of best_fit; null: beside the manifest of each set."""
     pass_over: list[Any] = field(default_factory=list)
     """Windows of samples that are left out, as [[FIRST,LAST],...], where the loss spiked for instance. A step that
     would touch one moves behind it."""
@@ -211,6 +225,11 @@ class DataConfig:
     """Attention stays within a document, and positions start again with each."""
     prefetch: int = 2
     """Global batches read ahead, by one thread a rank."""
+    shuffle_block: int | None = None
+    """Consecutive samples that are read near each other, so that a slow store sees long sequential reads: blocks are
+    shuffled, and samples within windows of shuffle_blocks of them. null: all samples, anywhere."""
+    shuffle_blocks: int = 64
+    """Blocks, from all over a source, whose samples are mixed with each other; of no effect without shuffle_block."""
     bad_member: WhenBad = WhenBad.error
     """What becomes of a member whose bytes aren't those that were written."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)

@@ -1,4 +1,4 @@
-"""`megatrain inspect path=PATH`: what a checkpoint or a shard set holds, and whether it is whole.
+"""`megatrain inspect path=PATH`: what a checkpoint or a shard set holds, and whether it is whole; what samples are of.
 
 Design choices:
 - Everything is read and every hash is checked, once; the exit code says the result: 0 whole, 1 not whole.
@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import xxhash
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
 from megatrain import storage
-from megatrain.checkpoint.folders import CHECKPOINTS, F, scan
+from megatrain.checkpoint.folders import CHECKPOINTS, F, read_state, resolve, scan
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.command_config import InspectConfig
+from megatrain.config import DataConfig
+from megatrain.data.documents import Extract, extracts
 from megatrain.data.format import (
     HELD_OUT,
     MANIFEST,
@@ -34,14 +41,20 @@ from megatrain.data.format import (
     open_set,
     read_manifest,
 )
-from megatrain.errors import BUG, DONE, GaveUp, MegatrainError, bad_value
+from megatrain.data.samples import SampleOrder, Source, open_sources
+from megatrain.data.state import State, start_state
+from megatrain.errors import BUG, DONE, GaveUp, InputError, MegatrainError, bad_value
 from megatrain.storage import Folder, listing
 
 Row = tuple[str, str]
+SEQUENCE_LENGTH, SEED = 2048, 0
+"""Of a set's order, where none is given."""
 
 
 def run(config: InspectConfig) -> int:
     """Prints a table; 0: all that is committed is whole, 1: it isn't. Raises InputError where there is nothing."""
+    if config.sample is not None or config.order is not None:
+        return _show_order(config)
     if storage.URL.match(config.path):
         return DONE if _show_checkpoints(storage.root(config.path, "path")) else BUG
     path = Path(config.path)
@@ -135,3 +148,113 @@ def _verify_split(opened: ShardSet) -> None:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != digest:
                     raise GaveUp(f"{path}: altered since the manifest was written (xxh3-128 differs)")
+
+
+def _show_order(config: InspectConfig) -> int:
+    """Prints which documents samples are of, and the text of one. Raises InputError."""
+    if config.sample is not None and config.order is not None:
+        raise bad_value("order", config.order, "and sample= are two questions; give one of them")
+    first, last = _samples(config)
+    data, seed, state = _trained_on(config)
+    opened: dict[int, list[Source]] = {}
+    table = Table("n", "source", "sample", "places", "document", "shard", "member")
+    for n in range(first, last):
+        order = _order_of(n, data, seed, state, opened, "sample" if config.order is None else "order")
+        for source, number, found in _documents(order, n):
+            tokens = f"tokens {found.first} to {found.first + found.stop - found.start - 1} of {found.tokens}"
+            document = "\n".join(filter(None, (found.id, found.url, tokens)))
+            places = f"{found.start} to {found.stop - 1}"
+            cells = (n, source.name, number, places, document, Path(found.shard).stem, found.member)
+            table.add_row(*(Text(str(cell), overflow="fold") for cell in cells))
+    Console(highlight=False, markup=False).print(table)
+    if config.sample is not None:
+        _show_text(order, config.sample)
+    return DONE
+
+
+def _samples(config: InspectConfig) -> tuple[int, int]:
+    """The samples asked for, first and one more than the last."""
+    if config.sample is not None:
+        if config.sample < 0:
+            raise bad_value("sample", config.sample, "legal: 0 or more")
+        return config.sample, config.sample + 1
+    match = re.fullmatch(r"(\d+):(\d+)", config.order or "")
+    if match is None or int(match[1]) >= int(match[2]):
+        raise bad_value("order", config.order, "legal: FIRST:LAST with FIRST below LAST, such as 1000:1010")
+    return int(match[1]), int(match[2])
+
+
+def _trained_on(config: InspectConfig) -> tuple[DataConfig, int, State]:
+    """The data, the seed and the segments of a run or, of a run that would begin, on a set."""
+    path = config.path
+    if not storage.URL.match(path) and not {CHECKPOINTS, COMMIT} & set(listing(Path(path))):
+        data = DataConfig(path=path)
+        length = SEQUENCE_LENGTH if config.sequence_length is None else config.sequence_length
+        if length < 1:
+            raise bad_value("sequence_length", length, "legal: 1 or more")
+        seed = SEED if config.seed is None else config.seed
+        return data, seed, start_state(open_sources(data, length), seed, global_batch_size=1)
+    for key in ("sequence_length", "seed"):
+        if (given := getattr(config, key)) is not None:
+            raise bad_value(key, given, "is for a shard set; a run has its own")
+    saved = read_state(resolve(path, "path"))
+    written: dict[str, Any] = saved["config"].get("data", {})
+    if not saved["data"]:
+        raise bad_value("path", path, "holds weights that were trained on nothing here")
+    known = {key: value for key, value in written.items() if key in DataConfig.__dataclass_fields__}
+    data = cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), known)))
+    return data, saved["config"]["seed"], cast(State, saved["data"])
+
+
+def _order_of(
+    n: int, data: DataConfig, seed: int, state: State, opened: dict[int, list[Source]], key: str
+) -> SampleOrder:
+    """The order that sample n is of: its segment's. opened: sources by sequence length, filled on the way.
+
+    Raises InputError, naming `key`, if no step was or will be trained on it, or naming a set that isn't there any more.
+    """
+    segments = state["segments"]
+    segment = [each for each in segments if each["from_sample"] <= n or each is segments[0]][-1]
+    for each in segments:
+        if each["passed_over"] is not None and each["passed_over"][0] <= n <= each["passed_over"][1]:
+            raise bad_value(key, n, f"samples {each['passed_over'][0]} to {each['passed_over'][1]} were passed over")
+    length = segment["sequence_length"]
+    if length not in opened:
+        opened[length] = open_sources(data, length)
+    for name, part in segment["mixture"].items():
+        now = next((source.manifest.sha256 for source in opened[length] if source.name == name), "absent")
+        if now != part["manifest_sha256"]:
+            raise InputError(f"data.sources.{name}: sample {n} was of another set (manifest_sha256 differs)")
+    order = SampleOrder([source for source in opened[length] if source.name in segment["mixture"]], seed, segment)
+    if order.total_samples is not None and n >= order.total_samples:
+        raise bad_value(key, n, f"the data end after sample {order.total_samples - 1}")
+    return order
+
+
+def _documents(order: SampleOrder, n: int) -> Iterator[tuple[Source, int, Extract]]:
+    """What sample n has of each document: its source, the sample's number in it, and where."""
+    (number,), (sample,) = (found.tolist() for found in order.locate(np.array([n])))
+    source = order.sources[number]
+    for found in extracts(source, _opened(source.config.path, source.manifest.split), sample):
+        yield source, sample, found
+
+
+@cache
+def _opened(path: str, split: str) -> ShardSet:
+    return open_set(path, split)
+
+
+def _show_text(order: SampleOrder, n: int) -> None:
+    """Prints the text of sample n, document by document, as its tokenizer decodes it."""
+    from tokenizers import Tokenizer
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    raw = order.read(np.array([n]))
+    ids = raw.ids[0].tolist()
+    for source, _, found in _documents(order, n):
+        tokenizer = Tokenizer.from_file(str(source.tokenizer))
+        console.rule(f"places {found.start} to {found.stop - 1}: {found.id or 'document'}", align="left")
+        console.print(tokenizer.decode(ids[found.start : found.stop], skip_special_tokens=False))
+    length = int(raw.length[0])
+    if length < len(ids):
+        console.rule(f"places {length} to {len(ids) - 1}: padding", align="left")

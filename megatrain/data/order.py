@@ -6,6 +6,10 @@ Design choices:
   on from a cell outside of [0, size) is rare; any size is a true permutation, and nothing is kept in memory.
 - Everything is vectorised over places, and so are keys: one call crosses as many epochs as it likes.
 - Sixteen rounds: with twelve, sets of five samples are measurably not uniform. It is statistics, not secrecy.
+- Where large sequential reads matter more than the last bit of mixing, blocks of consecutive samples are permuted, and
+  samples within windows of so many permuted blocks. Both by the same network, so nothing is kept here either. The set
+  is a ring that each epoch cuts into blocks from another sample on: the rest that fills no block, at the end of each
+  epoch, is of other samples each time, and so are neighbours.
 - uint64 arithmetic wraps; arrays do so silently, which is why scalars are made arrays first.
 """
 
@@ -14,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,22 +31,64 @@ MAX_SIZE = 1 << 62
 _ROUND_KEYS = np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
+@dataclass(frozen=True)
+class Shuffle:
+    """How far samples are mixed.
+
+    block: consecutive samples that stay near each other; None: samples go anywhere. blocks: how many blocks, from all
+    over the set, make a window whose samples are mixed with each other. Both at least 1.
+    """
+
+    block: int | None = None
+    blocks: int = 1
+
+
+EVERYWHERE = Shuffle()
+
+
 def source_key(seed: int, source: str, permutation: int) -> int:
     """The 64-bit key of all epochs of `source` under its permutation number `permutation`."""
     text = json.dumps([seed, source, permutation]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def shuffled(position: Int64, size: int, key: int) -> Int64:
+def shuffled(position: Int64, size: int, key: int, shuffle: Shuffle = EVERYWHERE) -> Int64:
     """The sample at each place of an endless stream that runs through all of [0, size) once an epoch.
 
     position: int64[any], counts on over epochs: epoch position // size, place position % size, each epoch its own
         permutation. Returns int64[any] in [0, size).
     """
-    place = np.asarray(position, dtype=np.uint64)
-    epoch = place // np.uint64(size)
+    position = np.asarray(position)
+    place = position % size
     # Mixed twice, so that epoch e under one key is no epoch under another by mere addition.
-    return permute((place % np.uint64(size)).view(np.int64), size, _mix(_mix(epoch) ^ np.uint64(key)))
+    epoch_key = _mix(_mix((position // size).view(np.uint64)) ^ np.uint64(key))
+    if shuffle.block is None:
+        return permute(place, size, epoch_key)
+    place = _mix_windows(place, size, epoch_key, shuffle.block * shuffle.blocks)
+    return _permute_blocks(place, size, epoch_key, shuffle.block)
+
+
+def _mix_windows(place: Int64, size: int, epoch_key: UInt64, window: int) -> Int64:
+    """Permutes the places of each window: [0, window), [window, 2 window), ..., of which the last may be short."""
+    number = place // window
+    key = _mix(epoch_key ^ _mix(number.view(np.uint64) + np.uint64(1)))
+    whole = size // window
+    mixed = number * window
+    for chosen, length in ((number < whole, window), (number == whole, size - whole * window)):
+        if length:
+            mixed[chosen] += permute(place[chosen] % window, length, key[chosen])
+    return mixed
+
+
+def _permute_blocks(place: Int64, size: int, epoch_key: UInt64, block: int) -> Int64:
+    """The sample at each place of the ring whose blocks stand permuted; what fills no block stays at the end."""
+    whole = size // block
+    ring = place.copy()
+    chosen = place < whole * block
+    if whole:
+        ring[chosen] %= block
+        ring[chosen] += block * permute(place[chosen] // block, whole, epoch_key[chosen])
+    return (ring + (_mix(epoch_key) % np.uint64(size)).view(np.int64)) % size
 
 
 def permute(index: Int64, size: int, key: UInt64) -> Int64:

@@ -80,7 +80,7 @@ class Reader:
         self._verified = np.zeros(len(members), np.bool_)
         self._bad: set[int] = set()
         self._unreported: list[str] = []
-        largest = int(members.documents.max(initial=1)) * np.dtype(np.int64).itemsize
+        largest = max(1, members.most_documents) * np.dtype(np.int64).itemsize
         self._starts = lru_cache(maxsize=max(1, STARTS_BYTES // largest))(self._read_starts)
 
     def fetch(self, start: Int64, stop: Int64) -> None:
@@ -90,15 +90,14 @@ class Reader:
         """
         first_token = self._members.first_token
         ends = np.append(first_token.searchsorted(start, side="right"), first_token.searchsorted(stop)) - 1
-        self._payloads.fetch(
-            np.unique(ends)
-        )  # A member between the two of a sample is tiny: it waits until it is read.
+        # A member between the two of a sample is tiny: it waits until it is read.
+        self._payloads.fetch(np.unique(ends))
 
-    def read(self, start: int, stop: int, ids: Int32, document: Int32) -> bool:
+    def read(self, start: int, stop: int, ids: Int32, document: Int32 | None) -> bool:
         """Writes the ids of tokens [start, stop) of the set to the front of `ids`.
 
         ids, document: int32[at least stop - start]. Where a document begins at place i, document[i] = i is written;
-        the rest of `document` is left as it is.
+        the rest of `document` is left as it is. None: nobody wants to know.
         Returns False where a member of the range is bad and skipped: what was written then means nothing.
         Raises GaveUp, naming shard and member, if what is read was altered since it was written, or can't be read.
         """
@@ -110,10 +109,11 @@ class Reader:
             if not self._verified[member] and not self._verify(member):
                 return False
             ids[at - start : end - start] = self._tokens(member)[at - begin : end - begin]
-            starts = self._starts(member)
-            low, high = starts.searchsorted((at - begin, end - begin))
-            places = starts[low:high] + (begin - start)
-            document[places] = places
+            if document is not None:
+                starts = self._starts(member)
+                low, high = starts.searchsorted((at - begin, end - begin))
+                places = starts[low:high] + (begin - start)
+                document[places] = places
             at, member = end, member + 1
         return True
 
@@ -137,6 +137,10 @@ class Reader:
             return False
         self._verified[member] = True
         return True
+
+    def starts(self, member: int) -> Int64:
+        """Where in a member, counted from its first token, its documents begin: int64[documents], ascending."""
+        return self._starts(member)
 
     def _tokens(self, member: int) -> npt.NDArray[Any]:
         """The stored ids of a member, a view."""

@@ -10,23 +10,25 @@ Design choices:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from megatrain.config import DataConfig, SourceConfig, WhenBad
+from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
+from megatrain.data.best_fit import open_best_fit
 from megatrain.data.cache import Cache
 from megatrain.data.format import TRAIN, Manifest, open_set
-from megatrain.data.order import Int64, shuffled, source_key
+from megatrain.data.order import EVERYWHERE, Int64, Shuffle, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
 from megatrain.data.remote import RemoteMembers, open_remote
 from megatrain.data.segments import Part, Segment, first_segment, mixture_of
-from megatrain.data.sequences import Members, SequenceIndex, read_members
+from megatrain.data.sequences import Members, SequenceIndex, open_concat, read_members
 from megatrain.errors import InputError, bad_value
 from megatrain.storage import URL
 
-PACKING = "concat"
 EMPTY = -1
 """In place of a sample's number: an empty sample."""
 
@@ -35,8 +37,8 @@ EMPTY = -1
 class Source:
     """One open set of a mixture.
 
-    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie among its members; `reader` reads
-    them.
+    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie among its members, and
+    `cut` makes it, for any sequence length; `reader` reads them; `shuffle` says how far they are mixed.
     """
 
     name: str
@@ -44,8 +46,10 @@ class Source:
     manifest: Manifest
     tokenizer: Path
     members: Members
+    cut: Callable[[int], SequenceIndex]
     index: SequenceIndex
     reader: Reader
+    shuffle: Shuffle
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
     """Opens the sets of a configuration, by name.
 
     Raises InputError, naming key or file, where one can't be had, holds no sample, or has another tokenizer than the
-    rest; GaveUp if an index was altered.
+    rest; GaveUp if an index was altered. Makes what tables of a set are needed and not there.
     """
     if (config.path is None) == (not config.sources):
         raise InputError("data.path or data.sources.NAME.path: give one of them, a folder that `megatrain prep` wrote")
@@ -81,23 +85,28 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
 def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_length: int, split: str) -> Source:
     skip = data.bad_member is WhenBad.skip
     cache = Cache(data.cache) if URL.match(config.path) else None
+    key = "data.path" if config.path == data.path else f"data.sources.{name}.path"
     if cache is None:
         shards = open_set(config.path, split, skip)
+    elif data.packing is Packing.best_fit:
+        raise bad_value("data.packing", "best_fit", f"needs the lengths in the tars, and {key} is a URL; legal: concat")
     else:
-        key = "data.path" if config.path == data.path else f"data.sources.{name}.path"
         shards = open_remote(config.path, split, key, data.remote, cache, skip)
-    members = read_members(shards)
-    index = SequenceIndex(members, sequence_length)
+    members = read_members(shards, data.index_path)
+    open_index = open_best_fit if data.packing is Packing.best_fit else open_concat
+    cut = partial(open_index, shards, members, index_path=data.index_path)
+    index = cut(sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
     payloads = None if cache is None else RemoteMembers(shards, members, cache)
     reader = Reader(shards, members, payloads, skip)
-    return Source(name, config, shards.manifest, shards.tokenizer, members, index, reader)
+    shuffle = Shuffle(data.shuffle_block, data.shuffle_blocks) if data.shuffle_block else EVERYWHERE
+    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader, shuffle)
 
 
 def with_sequence_length(source: Source, sequence_length: int) -> Source:
     """The same source cut into other samples. Raises InputError where it then holds none."""
-    index = SequenceIndex(source.members, sequence_length)
+    index = source.cut(sequence_length)
     if index.samples == 0:
         raise InputError(f"{source.config.path}: holds no sample: it has {source.manifest.tokens} tokens")
     return replace(source, index=index)
@@ -115,12 +124,21 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
     length = np.zeros(len(sample), np.int32)
     for number, each in enumerate(sources):
         rows = np.flatnonzero((source == number) & (sample != EMPTY))
-        start, stop = each.index.locate(sample[rows])
-        length[rows] = stop - start
-        each.reader.fetch(start, stop)
-        for row, begin, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
-            if not each.reader.read(begin, end, ids[row], document[row]):
-                ids[row], document[row], length[row] = each.manifest.eos_id, 0, 0
+        pieces = each.index.locate(sample[rows])
+        each.reader.fetch(pieces.start, pieces.stop)
+        size = pieces.stop - pieces.start
+        before = np.cumsum(size) - size
+        at = before - before[np.searchsorted(pieces.sample, pieces.sample)]
+        row = rows[pieces.sample]
+        length[row] = at + size  # of several pieces the last one's stays
+        document[row, at] = at
+        starts = None if each.index.whole_documents else document
+        skipped = [
+            r
+            for r, place, begin, end in zip(*(x.tolist() for x in (row, at, pieces.start, pieces.stop)), strict=True)
+            if not each.reader.read(begin, end, ids[r, place:], None if starts is None else starts[r])
+        ]
+        ids[skipped], document[skipped], length[skipped] = each.manifest.eos_id, 0, 0
     padded = np.flatnonzero(length < width)
     document[padded, length[padded]] = length[padded]
     np.maximum.accumulate(document, axis=1, out=document)
@@ -139,6 +157,8 @@ def part_of(source: Source, weight: float) -> Part:
         max_epochs=source.config.max_epochs,
         manifest_sha256=source.manifest.sha256,
         samples=source.index.samples,
+        shuffle_block=source.shuffle.block,
+        shuffle_blocks=source.shuffle.blocks,
         permutation=0,
         first=0,
         epochs=0.0,
@@ -156,7 +176,8 @@ class SampleOrder:
     def __init__(self, sources: list[Source], seed: int, segment: Segment | None = None) -> None:
         if segment is None:
             parts = {source.name: part_of(source, source.config.weight) for source in sources}
-            segment = first_segment(parts, sources[0].index.sequence_length, PACKING, global_batch_size=1)
+            index = sources[0].index
+            segment = first_segment(parts, index.sequence_length, index.packing.value, global_batch_size=1)
         self.sources = sources
         self.seed = seed
         self._first = segment["mixture_from"]
@@ -172,7 +193,7 @@ class SampleOrder:
         for number, (each, part) in enumerate(zip(self.sources, self._parts, strict=True)):
             chosen = source == number
             key = source_key(self.seed, each.name, part["permutation"])
-            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key)
+            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key, each.shuffle)
         return source, sample
 
     def read(self, n: Int64) -> RawSamples:

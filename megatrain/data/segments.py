@@ -4,7 +4,7 @@ Design choices:
 - A segment says all of it, each source's place in its own stream included: the last one is enough to go on, however
   many came before.
 - A source goes on in its stream where the segment before left it, unless its samples are others now (sequence length,
-  packing, set): then it begins a permutation of its own, and what it had given of the epoch may come again.
+  packing, blocks, set): then it begins a permutation of its own, and what it had given of the epoch may come again.
 - All of it is JSON as it stands.
 """
 
@@ -19,14 +19,17 @@ from megatrain.data.mixture import Mixture, Share
 class Part(TypedDict):
     """A source in a segment.
 
-    samples: of one epoch. permutation: which of its permutations. first: its place in that permutation's stream at
-    mixture_from. epochs: seen under the permutations before it.
+    samples: of one epoch. shuffle_block, shuffle_blocks: those of the configuration. permutation: which of its
+    permutations. first: its place in that permutation's stream at mixture_from. epochs: seen under the permutations
+    before it.
     """
 
     weight: float
     max_epochs: float | None
     manifest_sha256: str
     samples: int
+    shuffle_block: int | None
+    shuffle_blocks: int
     permutation: int
     first: int
     epochs: float
@@ -96,15 +99,20 @@ def next_segment(last: Segment, n: int, wanted: Segment, passed_over_until: int 
     }
 
 
-def _asks(mixture: Mapping[str, Part]) -> list[tuple[str, str, float, float | None]]:
+def _asks(mixture: Mapping[str, Part]) -> list[tuple[object, ...]]:
     """What of a mixture is asked for, not history."""
-    return sorted((name, p["manifest_sha256"], p["weight"], p["max_epochs"]) for name, p in mixture.items())
+    return sorted((name, part["weight"], part["max_epochs"], *_stream(part)) for name, part in mixture.items())
+
+
+def _stream(part: Part) -> tuple[str, int | None, int]:
+    """What the permutations of a source are of, besides how its samples are cut."""
+    return part["manifest_sha256"], part["shuffle_block"], part["shuffle_blocks"]
 
 
 def _continued(before: Part, given: int, wanted: Part, cut_alike: bool) -> Part:
     """A source that has given so many samples of `before`, as `wanted` asks for it."""
     place = before["first"] + given
-    if cut_alike and before["manifest_sha256"] == wanted["manifest_sha256"]:
+    if cut_alike and _stream(before) == _stream(wanted):
         return {**wanted, "permutation": before["permutation"], "first": place, "epochs": before["epochs"]}
     epochs = before["epochs"] + place / before["samples"]
     return {**wanted, "permutation": before["permutation"] + 1, "first": 0, "epochs": epochs}

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from megatrain.data.samples import PACKING, Source, part_of
+from megatrain.data.samples import Source, part_of
 from megatrain.data.segments import Segment, first_segment, next_segment
 from megatrain.errors import InputError
 
 Fingerprint = dict[str, int | float | str | None]
+SHUFFLE = ("seed", "data.shuffle_block", "data.shuffle_blocks")
+"""Keys of a fingerprint that stay what they are."""
 
 
 class State(TypedDict):
@@ -31,7 +33,9 @@ def fingerprint(sources: Sequence[Source], seed: int, weights: Mapping[str, floa
     values: Fingerprint = {
         "seed": seed,
         "sequence_length": sources[0].index.sequence_length,
-        "data.packing": PACKING,
+        "data.packing": sources[0].index.packing.value,
+        "data.shuffle_block": sources[0].shuffle.block,
+        "data.shuffle_blocks": sources[0].shuffle.blocks,
     }
     for source in sources:
         key = f"data.sources.{source.name}"
@@ -51,7 +55,9 @@ def start_state(
     """The state of a run that has trained on nothing yet. weights: by source; None: as its configuration says."""
     weights = weights or {source.name: source.config.weight for source in sources}
     parts = {source.name: part_of(source, weights[source.name]) for source in sources}
-    segment = first_segment(parts, sources[0].index.sequence_length, PACKING, global_batch_size, reason)
+    segment = first_segment(
+        parts, sources[0].index.sequence_length, sources[0].index.packing.value, global_batch_size, reason
+    )
     return State(n=0, segments=[segment], fingerprint=fingerprint(sources, seed, weights))
 
 
@@ -79,10 +85,10 @@ def resume_state(saved: State, current: State, allow_change: bool = False) -> St
     """The state to continue from: `saved`, with a segment more if what is asked for now is something else.
 
     current: start_state of what is asked for now. Raises InputError like check_state unless another order is allowed,
-    which another seed never is; another global batch size always is.
+    which another shuffle never is; another global batch size always is.
     """
-    # Under another seed "where a source is in its permutation" means nothing.
-    if not allow_change or saved["fingerprint"]["seed"] != current["fingerprint"]["seed"]:
+    # Under another shuffle "where a source is in its permutation" means nothing.
+    if not allow_change or any(saved["fingerprint"].get(key) != current["fingerprint"][key] for key in SHUFFLE):
         check_state(saved, current)
     (wanted,) = current["segments"]
     reasons = _differences(saved, current)

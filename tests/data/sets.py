@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from megatrain.data.format import TOKENIZER, TRAIN, Manifest, ShardSet, id_dtype_name, open_set, shard_name
+from megatrain.data.format import (
+    TOKENIZER,
+    TRAIN,
+    Manifest,
+    ShardSet,
+    id_dtype_name,
+    index_path,
+    member_arrays,
+    open_set,
+    shard_name,
+)
 from megatrain.data.order import Int64
 from megatrain.data_prep.shards import ShardWriter, write_manifest
 
@@ -47,6 +58,23 @@ def write_set(
     return open_set(folder, split)
 
 
+def write_linked_set(folder: Path, shards: int, members: Sequence[Sequence[int]]) -> ShardSet:
+    """Like write_set, of so many shards that are all the same one: links to its tar and index. Not opened."""
+    first = write_set(folder, [members])
+    entry = first.manifest.shards[0]
+    for number in range(1, shards):
+        for path in (first.path(0), index_path(first.path(0))):
+            (folder / TRAIN / shard_name(number)).with_suffix(path.suffix).symlink_to(path.name)
+    manifest = replace(
+        first.manifest,
+        tokens=entry.tokens * shards,
+        documents=entry.documents * shards,
+        shards=tuple(replace(entry, name=shard_name(number)) for number in range(shards)),
+    )
+    write_manifest(folder / TRAIN, manifest)
+    return ShardSet(folder / TRAIN, manifest)
+
+
 def row(shards: ShardSet) -> tuple[Int64, Int64]:
     """All ids of a set, member after member, and for each where in that row its document begins."""
     ids, lengths = [], []
@@ -57,6 +85,16 @@ def row(shards: ShardSet) -> tuple[Int64, Int64]:
             lengths.append(np.frombuffer(data, "<u4", member.documents, member.lengths_offset))
     length = np.concatenate(lengths).astype(np.int64)
     return np.concatenate(ids).astype(np.int64), np.repeat(np.cumsum(length) - length, length)
+
+
+def documents(shards: ShardSet, count: int | None = None) -> list[list[list[list[int]]]]:
+    """The ids of each document of each member of each shard, or of the first `count` shards."""
+    found = []
+    for number in range(len(shards.manifest.shards) if count is None else count):
+        data = shards.path(number).read_bytes()
+        arrays = [member_arrays(data, member, shards.id_dtype) for member in shards.members(number)]
+        found.append([[part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] for ids, lengths in arrays])
+    return found
 
 
 def flip_a_bit(shards: ShardSet, shard: int, member: int) -> None:

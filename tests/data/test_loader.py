@@ -181,7 +181,7 @@ def test_empty_samples_have_no_targets(folder: Path) -> None:
 def test_an_altered_member_ends_the_run_at_its_step(tmp_path: Path) -> None:
     shards = write_set(tmp_path, [[[40]], [[40]], [[40]]])
     sources = one_source(tmp_path)
-    start, _ = sources[0].index.locate(SampleOrder(sources, SEED).locate(np.arange(50))[1])
+    start = sources[0].index.locate(SampleOrder(sources, SEED).locate(np.arange(50))[1]).start
     first_touch = int(np.flatnonzero((start >= 40) & (start < 80))[0])
     flip_a_bit(shards, 1, 0)
     assert len(run(sources, 1, steps=first_touch)) == first_touch

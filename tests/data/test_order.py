@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatrain.data import order
-from megatrain.data.order import MAX_SIZE, Int64, permute, shuffled, source_key
+from megatrain.data.order import EVERYWHERE, MAX_SIZE, Int64, Shuffle, permute, shuffled, source_key
 
 
 def test_every_size_to_5000_is_a_bijection() -> None:
@@ -77,7 +77,65 @@ def test_the_statistic_sees_too_few_rounds(monkeypatch: pytest.MonkeyPatch) -> N
     assert pair_statistic(5) > 20
 
 
-def test_the_median_jump_is_that_of_a_random_permutation() -> None:
-    size = 200_000
-    jumps = np.abs(np.diff(shuffled(np.arange(size), size, 5))) / size
-    assert np.median(jumps) == pytest.approx(1 - math.sqrt(0.5), abs=0.005)
+SIZE = 1_000_000
+IDEAL_JUMP = 1 - math.sqrt(0.5)
+"""The median distance of two random places, as a part of the whole."""
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "least_jump", "near"),
+    [(EVERYWHERE, 0.292, 0.002), (Shuffle(1024, 64), 0.285, 0.018), (Shuffle(1024, 256), 0.291, 0.006)],
+)
+def test_the_next_sample_is_anywhere(shuffle: Shuffle, least_jump: float, near: float) -> None:
+    """The median jump, and the share of jumps within a thousandth of the set, over three epochs."""
+    jumps = np.abs(np.diff(shuffled(np.arange(3 * SIZE), SIZE, 5, shuffle))) / SIZE
+    assert least_jump < np.median(jumps) < IDEAL_JUMP + 0.005
+    assert (jumps < 0.001).mean() < near + 0.001
+
+
+def deviations(counts: Int64) -> float:
+    """How many standard deviations the chi-square of equally likely counts is above its mean."""
+    expected = counts.mean()
+    degrees = counts.size - 1
+    return float((((counts - expected) ** 2 / expected).sum() - degrees) / math.sqrt(2 * degrees))
+
+
+@pytest.mark.parametrize("shuffle", [EVERYWHERE, Shuffle(10, 4), Shuffle(7, 4), Shuffle(100, 1), Shuffle(1, 3)])
+@pytest.mark.parametrize("place", [0, 1, 50, 99])
+def test_any_sample_may_stand_at_any_place(shuffle: Shuffle, place: int) -> None:
+    """Over epochs; 7 doesn't divide 100, so some blocks and windows are short."""
+    found = shuffled(np.arange(50_000) * 100 + place, 100, 77, shuffle)
+    assert abs(deviations(np.bincount(found, minlength=100))) < 4
+
+
+def test_stretches_of_an_epoch_are_from_all_over_the_set() -> None:
+    """Hundredths of the epoch by hundredths of the set: as many samples in each cell, up to chance."""
+    stream = shuffled(np.arange(SIZE), SIZE, 9)
+    cells: Int64 = np.bincount((np.arange(SIZE) * 100 // SIZE) * 100 + stream * 100 // SIZE, minlength=10_000)
+    assert cells.sum() == SIZE
+    assert abs(deviations(cells) * math.sqrt(9999 / 9801)) < 4  # rows and columns are full: 99 * 99 degrees
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.integers(1, 700),
+    block=st.integers(1, 800),
+    blocks=st.integers(1, 9),
+    epoch=st.integers(0, 10**9),
+)
+def test_blocks_are_read_whole_window_by_window(size: int, block: int, blocks: int, epoch: int) -> None:
+    place = np.arange(epoch * size, (epoch + 1) * size)
+    samples = shuffled(place, size, 3, Shuffle(block, blocks))
+    assert np.array_equal(np.sort(samples), np.arange(size))
+    for at in range(0, size // block * block, block * blocks):
+        window = np.sort(samples[at : at + block * blocks])
+        gaps = np.flatnonzero(np.diff(window, append=window[0] + size) != 1)
+        assert len(gaps) <= blocks + 2  # runs of consecutive samples; the ring's end and the epoch's cut one each
+    assert np.array_equal(shuffled(place[::7], size, 3, Shuffle(block, blocks)), samples[::7])
+
+
+def test_blocks_of_a_large_set_are_what_they_always_were() -> None:
+    place = np.arange(10**17, 10**17 + 4096)
+    samples = shuffled(place, 10**12 + 39, source_key(7, "web", 1), Shuffle(1024, 64))
+    assert len(np.unique(samples)) == 4096
+    assert samples[:3].tolist() == [81724769809, 796630906334, 655661475549]

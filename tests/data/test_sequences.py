@@ -3,10 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.data.sequences import UNIT_SAMPLES, Members, SequenceIndex, read_members
+from megatrain.data.sequences import UNIT_SAMPLES, ConcatIndex, Members, concat_columns, read_members
+from megatrain.data.tables import in_memory
 from tests.data.sets import write_set
 
 
@@ -21,7 +23,12 @@ def members(shards: list[list[int]]) -> Members:
         tokens_offset=zeros,
         lengths_offset=zeros,
         digest=np.zeros((len(tokens), 16), np.uint8),
+        most_documents=0,
     )
+
+
+def concat(shards: list[list[int]], length: int) -> ConcatIndex:
+    return ConcatIndex(in_memory(concat_columns(members(shards), length)), length)
 
 
 def windows_by_hand(shards: list[list[int]], length: int) -> list[tuple[int, int]]:
@@ -43,25 +50,29 @@ def windows_by_hand(shards: list[list[int]], length: int) -> list[tuple[int, int
     length=st.integers(1, 7),
 )
 def test_windows_are_those_of_the_definition(shards: list[list[int]], length: int) -> None:
-    index = SequenceIndex(members(shards), length)
+    index = concat(shards, length)
     expected = windows_by_hand(shards, length)
     assert index.samples == len(expected)
-    start, stop = index.locate(np.arange(index.samples))
-    assert list(zip(start.tolist(), stop.tolist(), strict=True)) == expected
+    pieces = index.locate(np.arange(index.samples))
+    assert pieces.sample.tolist() == list(range(index.samples))
+    assert list(zip(pieces.start.tolist(), pieces.stop.tolist(), strict=True)) == expected
+    if expected:
+        targets = sum(stop - start - 1 for start, stop in expected)
+        assert index.padding_share == pytest.approx(1 - targets / (length * len(expected)), abs=1e-12)
 
 
 def test_a_unit_is_whole_members_with_256_samples() -> None:
     # 4 tokens a sample: a member of 1021 has 255, one of 1022 has 256.
-    index = SequenceIndex(members([[1021, 5, 1022, 7]]), 4)
-    start, stop = index.locate(np.arange(index.samples))
-    ends = stop[stop - start < 5].tolist()
+    index = concat([[1021, 5, 1022, 7]], 4)
+    pieces = index.locate(np.arange(index.samples))
+    ends = pieces.stop[pieces.stop - pieces.start < 5].tolist()
     assert ends == [1026, 2048, 2055]  # 1021 + 5, then 1022 alone, then the rest of the shard
 
 
 def test_less_than_two_tokens_are_no_sample() -> None:
-    assert SequenceIndex(members([[1], [], [1]]), 4).samples == 0
-    assert SequenceIndex(members([]), 4).samples == 0
-    assert SequenceIndex(members([[2]]), 4).samples == 1
+    assert concat([[1], [], [1]], 4).samples == 0
+    assert concat([], 4).samples == 0
+    assert concat([[2]], 4).samples == 1
 
 
 def test_members_are_those_of_the_indexes(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from megatrain.errors import InputError
 from tests.data.sets import write_set
 
 
-def state_of(folder: Path, seed: int = 0, length: int = 6, size: int = 4, weight: float = 1.0) -> State:
-    config = DataConfig(sources={"web": SourceConfig(path=str(folder), weight=weight)})
+def state_of(
+    folder: Path, seed: int = 0, length: int = 6, size: int = 4, weight: float = 1.0, **data: int | None
+) -> State:
+    config = DataConfig(sources={"web": SourceConfig(path=str(folder), weight=weight)}, **data)  # type: ignore[arg-type]
     return start_state(open_sources(config, length), seed, size)
 
 
@@ -37,6 +39,8 @@ def test_the_state_is_json(tmp_path: Path) -> None:
                     "max_epochs": None,
                     "manifest_sha256": shards.manifest.sha256,
                     "samples": 9,
+                    "shuffle_block": None,
+                    "shuffle_blocks": 1,
                     "permutation": 0,
                     "first": 0,
                     "epochs": 0.0,
@@ -121,3 +125,14 @@ def test_another_length_begins_another_permutation(tmp_path: Path) -> None:
     assert back["tokens"] == 18 + 2 * 12
     assert (back["mixture"]["web"]["permutation"], back["mixture"]["web"]["first"]) == (2, 0)
     assert back["mixture"]["web"]["epochs"] == pytest.approx(3 / 9 + 2 / 5)
+
+
+def test_other_blocks_begin_another_permutation(tmp_path: Path) -> None:
+    write_set(tmp_path, [[[50]]])
+    saved: State = {**state_of(tmp_path), "n": 3}
+    assert resume_state(saved, state_of(tmp_path, shuffle_blocks=7)) == saved  # of no effect without shuffle_block
+    with pytest.raises(InputError, match=r"data\.shuffle_block=4 \(saved: None\), data\.shuffle_blocks=7"):
+        resume_state(saved, state_of(tmp_path, shuffle_block=4, shuffle_blocks=7))
+    resumed = resume_state(saved, state_of(tmp_path, shuffle_block=4, shuffle_blocks=7), allow_change=True)
+    part = resumed["segments"][1]["mixture"]["web"]
+    assert (part["shuffle_block"], part["permutation"], part["first"]) == (4, 1, 0)

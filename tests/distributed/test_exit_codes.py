@@ -129,7 +129,7 @@ def test_another_runs_directory_is_one_line_and_stays_as_it_is(
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     given = keys(small_set, run_dir, *FP32)
     for override, said in {
-        "model.num_layers=3": f"model.num_layers=3: run_dir={run_dir} holds another model; legal: model.num_layers=2, or",
+        "model.num_layers=3": f"model.num_layers=3: run_dir={run_dir} holds another model; legal: model.num_layers=2",
         "seed=1": "the checkpoint was trained on another order of samples: seed=1 (saved: 0)",
         "max_steps=20": f"max_steps=20: run_dir={run_dir} is at step 24 already",
     }.items():
