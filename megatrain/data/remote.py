@@ -110,7 +110,7 @@ class RemoteMembers(Payloads):
         self._members = members
         self._cache = cache
         self._bad: dict[int, BadMember] = {}
-        self._map = lru_cache(maxsize=OPEN_MEMBERS)(self._open)
+        self._place = lru_cache(maxsize=OPEN_MEMBERS)(self._open)
         self._threads = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
 
     def fetch(self, members: npt.NDArray[np.intp]) -> None:
@@ -118,23 +118,23 @@ class RemoteMembers(Payloads):
 
         def fetched(member: int) -> None:
             with suppress(BadMember):
-                self._map(member)
+                self._place(member)
 
         list(self._threads.map(fetched, members.tolist()))
 
     def verify(self, member: int) -> None:
         """Nothing is mapped that isn't verified."""
-        self._map(member)
+        self._place(member)
 
     def place(self, member: int) -> tuple[mmap.mmap, int, int]:
         """The member's file in the cache; the second payload begins where the first ends."""
-        return self._map(member), 0, self._token_bytes(member)
+        return self._place(member)
 
     def _token_bytes(self, member: int) -> int:
         first_token = self._members.first_token
         return int(first_token[member + 1] - first_token[member]) * self._shards.id_dtype.itemsize
 
-    def _open(self, member: int) -> mmap.mmap:
+    def _open(self, member: int) -> tuple[mmap.mmap, int, int]:
         if member in self._bad:
             raise self._bad[member]
         digest = self._members.digest[member].tobytes().hex()
@@ -144,7 +144,7 @@ class RemoteMembers(Payloads):
                 mapped = self._cache.get(digest)  # Another rank may have fetched it meanwhile.
                 if mapped is None:
                     mapped = self._cache.put(digest, *self._download(member, digest))
-        return mapped
+        return mapped, 0, self._token_bytes(member)
 
     def _download(self, member: int, digest: str) -> tuple[memoryview, memoryview]:
         """Both payloads, verified. Raises BadMember, StorageError."""
