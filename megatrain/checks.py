@@ -26,6 +26,7 @@ from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT, TOKENIZER
 from megatrain.data.plan import Plan
+from megatrain.data.remote_folder import longest_wait
 from megatrain.data.samples import Source, open_sources
 from megatrain.data.segments import mixture_of
 from megatrain.data.state import State
@@ -66,10 +67,10 @@ def _check_numbers(config: TrainConfig) -> None:
         "micro_batch_size": config.micro_batch_size,
         "max_steps": config.max_steps,
         "data.prefetch": config.data.prefetch,
-        "data.remote.timeout_seconds": config.data.remote.timeout_seconds,
-        "data.cache.bytes": config.data.cache.bytes,
         "data.shuffle_block": 1 if config.data.shuffle_block is None else config.data.shuffle_block,
         "data.shuffle_blocks": config.data.shuffle_blocks,
+        "data.remote.timeout_seconds": config.data.remote.timeout_seconds,
+        "data.cache.bytes": config.data.cache.bytes,
         "launch.nodes": config.launch.nodes,
         "launch.processes": 1 if config.launch.processes is None else config.launch.processes,
         "optim.learning_rate": config.optim.learning_rate,
@@ -145,6 +146,12 @@ def _check_engine(config: TrainConfig) -> None:
 
 def _check_data(config: TrainConfig) -> list[Source]:
     """The sets are whole and their ids fit the model. Returns them."""
+    if any(storage.URL.match(source.path) for source in config.data.named().values()):
+        wait, limit = longest_wait(config.data.remote), config.resilience.timeout_seconds
+        if not wait < limit:
+            given = config.data.remote.timeout_seconds
+            legal = f"with data.remote.retries it is {wait} s until a server is given up; legal: less in all than "
+            raise bad_value("data.remote.timeout_seconds", given, f"{legal}resilience.timeout_seconds={limit}")
     sources = open_sources(config.data, config.sequence_length)
     plan = Plan(config, sources)
     for step in (0, *(phase.after_step for phase in config.phases.values())):

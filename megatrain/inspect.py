@@ -12,7 +12,6 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -187,7 +186,8 @@ def _samples(config: InspectConfig) -> tuple[int, int]:
 def _trained_on(config: InspectConfig) -> tuple[DataConfig, int, State]:
     """The data, the seed and the segments of a run or, of a run that would begin, on a set."""
     path = config.path
-    if not storage.URL.match(path) and not {CHECKPOINTS, COMMIT} & set(listing(Path(path))):
+    folder = storage.root(path, "path") if storage.URL.match(path) else Path(path)
+    if not {CHECKPOINTS, COMMIT} & set(listing(folder)):
         data = DataConfig(path=path)
         length = SEQUENCE_LENGTH if config.sequence_length is None else config.sequence_length
         if length < 1:
@@ -235,13 +235,8 @@ def _documents(order: SampleOrder, n: int) -> Iterator[tuple[Source, int, Extrac
     """What sample n has of each document: its source, the sample's number in it, and where."""
     (number,), (sample,) = (found.tolist() for found in order.locate(np.array([n])))
     source = order.sources[number]
-    for found in extracts(source, _opened(source.config.path, source.manifest.split), sample):
+    for found in extracts(source, sample):
         yield source, sample, found
-
-
-@cache
-def _opened(path: str, split: str) -> ShardSet:
-    return open_set(path, split)
 
 
 def _show_text(order: SampleOrder, n: int) -> None:

@@ -56,8 +56,8 @@ WITHOUT_TORCH = (
     "observe.records observe.report schedule storage parallel.schedules",
     "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",
     "checkpoint.huggingface.config checkpoint.huggingface.keys",
-    "data.format data.mixture data.order data.prefetch data.reader data.samples",
-    "data.sequences data.slots data.state data_prep.* resilience.*",
+    "data.cache data.format data.mixture data.order data.prefetch data.reader data.remote data.remote_folder",
+    "data.samples data.sequences data.slots data.state data_prep.* resilience.*",
 )
 """What answers before torch is there: the command line and its checks, the offline stage, the parts of
 a run that only read and write files."""

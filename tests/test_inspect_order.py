@@ -15,12 +15,12 @@ from megatrain.command_config import InspectConfig
 from megatrain.compose import plain
 from megatrain.config import DataConfig, SourceConfig
 from megatrain.data.documents import extracts
-from megatrain.data.format import TOKENIZER, TRAIN, Manifest, open_set
+from megatrain.data.format import TOKENIZER, TRAIN, Manifest
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State, start_state, then
 from megatrain.data_prep.shards import write_manifest
 from megatrain.data_prep.splits import METADATA, SplitWriter
-from megatrain.errors import InputError
+from megatrain.errors import GaveUp, InputError
 from megatrain.inspect import run
 from tests.checkpoint.layouts import even_layout, random_whole, trainer_state
 from tests.tokenizer import load, make_tokenizer
@@ -60,11 +60,10 @@ def test_extracts_are_the_documents_of_the_ids(folder: Path) -> None:
     order = SampleOrder([source], seed=0)
     raw = order.read(np.arange(source.index.samples))
     _, samples = order.locate(np.arange(source.index.samples))
-    shards = open_set(folder)
-    assert len(shards.manifest.shards) > 1
+    assert len(source.manifest.shards) > 1
     for row, sample in enumerate(samples.tolist()):
         place = 0
-        for found in extracts(source, shards, sample):
+        for found in extracts(source, sample):
             number = int((found.id or "").removeprefix("doc-"))
             assert found.url == f"https://example.org/{number}"
             ids = [*tokenizer.encode(TEXTS[number]).ids, 0]
@@ -72,7 +71,7 @@ def test_extracts_are_the_documents_of_the_ids(folder: Path) -> None:
             assert (found.start, found.stop > found.start) == (place, True)
             expected = ids[found.first : found.first + found.stop - found.start]
             assert raw.ids[row, found.start : found.stop].tolist() == expected
-            assert open_set(folder).manifest.shards[int(found.shard[6:12])].members > found.member
+            assert source.manifest.shards[int(found.shard[6:12])].members > found.member
             place = found.stop
         assert place == raw.length[row]
 
@@ -141,3 +140,15 @@ def test_other_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         run(InspectConfig(path=str(folder), sample=1, order="1:2"))
     with pytest.raises(InputError, match=r"no train/manifest\.json in it"):
         run(InspectConfig(path=str(tmp_path), sample=1))
+
+
+def test_a_set_without_metadata_and_one_with_other_bytes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = InspectConfig(path=str(folder), order="0:40", sequence_length=LENGTH)
+    for path in (folder / TRAIN).glob("*.parquet"):
+        path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(GaveUp, match=r"shard-00000\d\.parquet: "):
+        run(config)
+    for path in (folder / TRAIN).glob("*.parquet"):
+        path.unlink()
+    assert run(config) == 0
+    assert "doc-" not in capsys.readouterr().out

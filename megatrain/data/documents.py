@@ -14,7 +14,7 @@ import numpy as np
 
 from megatrain.data.format import ShardSet, metadata_path
 from megatrain.data.samples import Source
-from megatrain.errors import GaveUp
+from megatrain.storage import one_line
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Extract:
     document: int
 
 
-def extracts(source: Source, shards: ShardSet, sample: int) -> list[Extract]:
-    """What sample number `sample` of the source has, in order. shards: the source's set.
+def extracts(source: Source, sample: int) -> list[Extract]:
+    """What sample number `sample` of the source has, in order.
 
-    Raises GaveUp, naming the file, if it can't be read.
+    Raises StorageError, naming the file, if it can't be read.
     """
     found: list[Extract] = []
     place = 0
@@ -49,19 +49,19 @@ def extracts(source: Source, shards: ShardSet, sample: int) -> list[Extract]:
         while at < end:
             member = int(source.members.first_token.searchsorted(at, side="right")) - 1
             stop = min(end, int(source.members.first_token[member + 1]))
-            found += _of_member(source, shards, member, at, stop, place)
+            found += _of_member(source, member, at, stop, place)
             at, place = stop, place + stop - at
     return found
 
 
-def _of_member(source: Source, shards: ShardSet, member: int, begin: int, end: int, place: int) -> list[Extract]:
+def _of_member(source: Source, member: int, begin: int, end: int, place: int) -> list[Extract]:
     """Tokens [begin, end) of the set, which are of one member and stand at `place` of a sample."""
     first_token = source.members.first_token
     starts = source.reader.starts(member) + first_token[member]
     stops = np.append(starts[1:], first_token[member + 1])
     shard = int(source.members.shard[member])
     number = member - int(source.members.shard.searchsorted(shard))
-    metadata = _metadata(shards, shard, number)
+    metadata = _metadata(source.shards, shard, number)
     return [
         Extract(
             start=place + max(begin, int(starts[document])) - begin,
@@ -70,7 +70,7 @@ def _of_member(source: Source, shards: ShardSet, member: int, begin: int, end: i
             tokens=int(stops[document] - starts[document]),
             id=metadata["id"][document] if metadata else None,
             url=metadata["url"][document] if metadata else None,
-            shard=shards.manifest.shards[shard].name,
+            shard=source.manifest.shards[shard].name,
             member=number,
             document=document,
         )
@@ -80,16 +80,13 @@ def _of_member(source: Source, shards: ShardSet, member: int, begin: int, end: i
 
 def _metadata(shards: ShardSet, shard: int, member: int) -> dict[str, list[str | None]] | None:
     """The ids and urls of a member's documents; None where the Parquet file, which training doesn't need, is absent."""
-    import pyarrow
     import pyarrow.parquet
 
-    path = metadata_path(shards.path(shard))
-    if not path.is_file():
-        return None
+    path = (shards.tars or shards.folder) / metadata_path(shards.path(shard)).name
     try:
-        with path.open("rb") as file:
+        with one_line(path), path.open("rb") as file:
             table = pyarrow.parquet.ParquetFile(file).read_row_group(member, columns=["id", "url"])
-    except (OSError, pyarrow.ArrowException) as error:
-        raise GaveUp(f"{path}: can't be read: {str(error).splitlines()[0]}") from None
+    except FileNotFoundError:
+        return None
     columns: dict[str, list[str | None]] = table.to_pydict()
     return columns

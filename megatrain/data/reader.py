@@ -35,7 +35,6 @@ ALTERED = "was altered since it was written (xxh3-128 differs)"
 CUT_OFF = "lies beyond the end of the tar, which was cut off"
 
 Int32 = npt.NDArray[np.int32]
-NO_PLACES = np.empty(0, np.int64)
 
 
 class BadMember(GaveUp):
@@ -94,28 +93,29 @@ class Reader:
         # A member between the two of a sample is tiny: it waits until it is read.
         self._payloads.fetch(np.unique(ends))
 
-    def read(self, start: int, stop: int, ids: Int32, starts: bool = True) -> Int64 | None:
-        """Writes the ids of tokens [start, stop) of the set to the front of `ids`, int32[at least stop - start].
+    def read(self, start: int, stop: int, ids: Int32, document: Int32 | None) -> bool:
+        """Writes the ids of tokens [start, stop) of the set to the front of `ids`.
 
-        Returns the places, counted from `start`, where documents begin, int64[any], ascending; none unless `starts`.
-        None where a member of the range is bad and skipped: what was written then means nothing.
+        ids, document: int32[at least stop - start]. Where a document begins at place i, document[i] = i is written;
+        the rest of `document` is left as it is. None: nobody wants to know.
+        Returns False where a member of the range is bad and skipped: what was written then means nothing.
         Raises GaveUp, naming shard and member, if what is read was altered since it was written, or can't be read.
         """
         first_token = self._members.first_token
         member = int(first_token.searchsorted(start, side="right")) - 1
         at = start
-        places = [NO_PLACES]
         while at < stop:
             begin, end = int(first_token[member]), min(stop, int(first_token[member + 1]))
             if not self._verified[member] and not self._verify(member):
-                return None
+                return False
             ids[at - start : end - start] = self._tokens(member)[at - begin : end - begin]
-            if starts:
-                of_member = self._starts(member)
-                low, high = of_member.searchsorted((at - begin, end - begin))
-                places.append(of_member[low:high] + (begin - start))
+            if document is not None:
+                starts = self._starts(member)
+                low, high = starts.searchsorted((at - begin, end - begin))
+                places = starts[low:high] + (begin - start)
+                document[places] = places
             at, member = end, member + 1
-        return places[-1] if len(places) < 3 else np.concatenate(places)
+        return True
 
     def take_bad(self) -> list[str]:
         """The bad members that were skipped and not taken yet, a line each: shard, member, and what is wrong."""

@@ -35,6 +35,12 @@ WITHOUT_LISTING = ("http", "https")
 """Protocols that don't list a folder with the sizes of its files."""
 
 
+def longest_wait(limits: RemoteConfig) -> float:
+    """Seconds after which a request is given up, whatever the server does."""
+    pauses = sum(min(FIRST_PAUSE * 2.0**n, LONGEST_PAUSE) for n in range(limits.retries))
+    return (1 + limits.retries) * limits.timeout_seconds + pauses
+
+
 class RemoteFolder:
     """Reads files of one folder of a store, patiently. May be used on any thread.
 
@@ -56,8 +62,12 @@ class RemoteFolder:
         """A whole file, of a few megabytes."""
         return bytes(self.tried(name, partial(self._ask, "cat_file", self._path(name))))
 
-    def read_once(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file, in one attempt. Raises whatever the store's library does."""
+    def read_range(self, name: str, start: int, stop: int, make: Callable[[bytes], T]) -> T:
+        """What `make` returns of bytes [start, stop) of a file; it may raise to have them fetched again."""
+        return self.tried(name, lambda: make(self._read_once(name, start, stop)))
+
+    def _read_once(self, name: str, start: int, stop: int) -> bytes:
+        """In one attempt. Raises whatever the store's library does."""
         parts = []
         for at in range(start, stop, REMOTE_CALL_BYTES):
             end = min(at + REMOTE_CALL_BYTES, stop)

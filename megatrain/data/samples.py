@@ -20,7 +20,7 @@ import numpy as np
 from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.cache import Cache
-from megatrain.data.format import TRAIN, Manifest, open_set
+from megatrain.data.format import TRAIN, Manifest, ShardSet, open_set
 from megatrain.data.order import EVERYWHERE, Int64, Shuffle, shuffled, source_key
 from megatrain.data.reader import Int32, Reader
 from megatrain.data.remote import RemoteMembers, open_remote
@@ -37,19 +37,28 @@ EMPTY = -1
 class Source:
     """One open set of a mixture.
 
-    `config` is its own; `tokenizer` made its ids; `index` says where its samples lie among its members, and
+    `config` is its own; `shards` is the set; `index` says where its samples lie among its members, and
     `cut` makes it, for any sequence length; `reader` reads them; `shuffle` says how far they are mixed.
     """
 
     name: str
     config: SourceConfig
-    manifest: Manifest
-    tokenizer: Path
+    shards: ShardSet
     members: Members
     cut: Callable[[int], SequenceIndex]
     index: SequenceIndex
     reader: Reader
     shuffle: Shuffle
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the set is made of."""
+        return self.shards.manifest
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json that made its ids."""
+        return self.shards.tokenizer
 
 
 @dataclass(frozen=True)
@@ -98,10 +107,10 @@ def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_len
     index = cut(sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
+    payloads = None if cache is None else RemoteMembers(shards, members, cache)
     reader = Reader(shards, members, payloads, skip)
     shuffle = Shuffle(data.shuffle_block, data.shuffle_blocks) if data.shuffle_block else EVERYWHERE
-    return Source(name, config, shards.manifest, shards.tokenizer, members, cut, index, reader, shuffle)
+    return Source(name, config, shards, members, cut, index, reader, shuffle)
 
 
 def with_sequence_length(source: Source, sequence_length: int) -> Source:
@@ -119,9 +128,9 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
     Raises GaveUp, naming shard and member, if one was altered.
     """
     width = sources[0].index.sequence_length + 1
-    ids = np.empty((len(sample), width), np.int32)
+    ids = np.full((len(sample), width), sources[0].manifest.eos_id, np.int32)
+    document = np.zeros((len(sample), width), np.int32)
     length = np.zeros(len(sample), np.int32)
-    begins = [np.arange(0, ids.size, width)]  # of documents, counted through all rows of `ids`
     for number, each in enumerate(sources):
         rows = np.flatnonzero((source == number) & (sample != EMPTY))
         pieces = each.index.locate(sample[rows])
@@ -131,31 +140,28 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
         at = before - before[np.searchsorted(pieces.sample, pieces.sample)]
         row = rows[pieces.sample]
         length[row] = at + size  # of several pieces the last one's stays
-        place = row * width + at
-        begins.append(place[at > 0])
-        skipped = []
-        for to, start, stop in zip(place.tolist(), pieces.start.tolist(), pieces.stop.tolist(), strict=True):
-            found = each.reader.read(start, stop, ids.reshape(-1)[to:], starts=not each.index.whole_documents)
-            if found is None:
-                skipped.append(to // width)
-            else:
-                begins.append(found + to)
-        length[skipped] = 0
-    for padded in np.flatnonzero(length < width).tolist():
-        ids[padded, length[padded] :] = sources[0].manifest.eos_id
-    return RawSamples(ids, _documents(np.concatenate(begins), length, width), length, source)
+        document[row, at] = at
+        starts = None if each.index.whole_documents else document
+        skipped = [
+            r
+            for r, place, begin, end in zip(*(x.tolist() for x in (row, at, pieces.start, pieces.stop)), strict=True)
+            if not each.reader.read(begin, end, ids[r, place:], None if starts is None else starts[r])
+        ]
+        ids[skipped], document[skipped], length[skipped] = each.manifest.eos_id, 0, 0
+    padded = np.flatnonzero(length < width)
+    document[padded, length[padded]] = length[padded]
+    return RawSamples(ids, spread(document), length, source)
 
 
-def _documents(begins: Int64, length: Int32, width: int) -> Int32:
-    """RawSamples.document, int32[B, width], from where documents begin, counted through all B rows: int64[any].
+def spread(document: Int32) -> Int32:
+    """The place at which the document of each id begins, int32[B, S + 1].
 
-    length: int32[B]. Padding is a document of its own.
+    document: int32[B, S + 1], that of each document's first id, where it isn't 0, and else 0.
     """
-    row = begins // width
-    padding = np.arange(len(length)) * width + length
-    begins = np.sort(np.concatenate([begins[begins - row * width < length[row]], padding[length < width]]))
-    sizes = np.diff(begins, append=len(length) * width)
-    return np.repeat((begins % width).astype(np.int32), sizes).reshape(-1, width)
+    begins = document != 0
+    begins[:, 0] = True
+    at = np.flatnonzero(begins)
+    return np.repeat(document.ravel()[at], np.diff(at, append=document.size)).reshape(document.shape)
 
 
 def take_bad_members(sources: list[Source]) -> list[str]:

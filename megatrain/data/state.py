@@ -16,8 +16,6 @@ from megatrain.data.segments import Segment, first_segment, next_segment
 from megatrain.errors import InputError
 
 Fingerprint = dict[str, int | float | str | None]
-SHUFFLE = ("seed", "data.shuffle_block", "data.shuffle_blocks")
-"""Keys of a fingerprint that stay what they are."""
 
 
 class State(TypedDict):
@@ -85,10 +83,10 @@ def resume_state(saved: State, current: State, allow_change: bool = False) -> St
     """The state to continue from: `saved`, with a segment more if what is asked for now is something else.
 
     current: start_state of what is asked for now. Raises InputError like check_state unless another order is allowed,
-    which another shuffle never is; another global batch size always is.
+    which another seed never is; another global batch size always is.
     """
-    # Under another shuffle "where a source is in its permutation" means nothing.
-    if not allow_change or any(saved["fingerprint"].get(key) != current["fingerprint"][key] for key in SHUFFLE):
+    # Under another seed "where a source is in its permutation" means nothing.
+    if not allow_change or saved["fingerprint"]["seed"] != current["fingerprint"]["seed"]:
         check_state(saved, current)
     (wanted,) = current["segments"]
     reasons = _differences(saved, current)
