@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from megatrain.config import Precision
+from megatrain.data_config import Packing
 
 
 @dataclass
@@ -115,6 +116,8 @@ class InspectConfig:
     order: str | None = None
     """FIRST:LAST, samples of the training order: show which documents each of them is of; LAST itself is not."""
     sequence_length: int | None = None
-    """Tokens of a set's samples; null: 2048. A run has its own."""
+    """Tokens of a set's samples; null: 2048. Where given, the share of padding is shown too. A run has its own."""
+    packing: Packing | None = None
+    """How a set's documents are put into samples; null: concat. A run has its own."""
     seed: int | None = None
     """Of a set's order; null: 0. A run has its own."""

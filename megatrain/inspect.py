@@ -12,6 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +42,7 @@ from megatrain.data.format import (
 )
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, start_state
-from megatrain.data_config import DataConfig
+from megatrain.data_config import DataConfig, Packing
 from megatrain.errors import BUG, DONE, GaveUp, InputError, MegatrainError, bad_value
 from megatrain.storage import Folder, listing
 
@@ -60,7 +61,7 @@ def run(config: InspectConfig) -> int:
     if CHECKPOINTS in listing(path) or COMMIT in listing(path) or path.name.startswith("step_"):
         whole = _show_checkpoints(path)
     elif splits := [folder for folder in (path, path / TRAIN, path / HELD_OUT) if (folder / MANIFEST).is_file()]:
-        verdicts = [_show(str(folder), _split_rows(folder)) for folder in splits]
+        verdicts = [_show(str(folder), _split_rows(folder, config)) for folder in splits]
         whole = all(verdicts)
     else:
         raise bad_value("path", config.path, "give a shard set, a run directory or the folder of a step")
@@ -121,7 +122,7 @@ def _checkpoint_rows(folder: Folder) -> Iterator[Row]:
     reader.verify_all()
 
 
-def _split_rows(folder: Path) -> Iterator[Row]:
+def _split_rows(folder: Path, config: InspectConfig) -> Iterator[Row]:
     opened = open_set(folder, read_manifest(folder / MANIFEST).split)
     manifest = opened.manifest
     yield "split", manifest.split
@@ -132,6 +133,10 @@ def _split_rows(folder: Path) -> Iterator[Row]:
     yield "shards", f"{len(manifest.shards):,}, {decimal(sum(shard.bytes for shard in manifest.shards))}"
     yield "manifest sha256", manifest.sha256
     _verify_split(opened)
+    if config.sequence_length is not None:
+        (source,) = open_sources(_data_of(config, folder), _sequence_length(config), manifest.split)
+        name = f"samples of {config.sequence_length:,}, {source.index.packing.value}"
+        yield name, f"{source.index.samples:,}, {source.index.padding_share:.2%} of their positions are padding"
 
 
 def _verify_split(opened: ShardSet) -> None:
@@ -155,7 +160,7 @@ def _show_order(config: InspectConfig) -> int:
         raise bad_value("order", config.order, "and sample= are two questions; give one of them")
     first, last = _samples(config)
     data, seed, state = _trained_on(config)
-    opened: dict[int, list[Source]] = {}
+    opened: dict[tuple[int, str], list[Source]] = {}
     table = Table("n", "source", "sample", "places", "document", "shard", "member")
     for n in range(first, last):
         order = _order_of(n, data, seed, state, opened, "sample" if config.order is None else "order")
@@ -188,13 +193,10 @@ def _trained_on(config: InspectConfig) -> tuple[DataConfig, int, State]:
     path = config.path
     folder = storage.root(path, "path") if storage.URL.match(path) else Path(path)
     if not {CHECKPOINTS, COMMIT} & set(listing(folder)):
-        data = DataConfig(path=path)
-        length = SEQUENCE_LENGTH if config.sequence_length is None else config.sequence_length
-        if length < 1:
-            raise bad_value("sequence_length", length, "legal: 1 or more")
+        data = _data_of(config, path)
         seed = SEED if config.seed is None else config.seed
-        return data, seed, start_state(open_sources(data, length), seed, global_batch_size=1)
-    for key in ("sequence_length", "seed"):
+        return data, seed, start_state(open_sources(data, _sequence_length(config)), seed, global_batch_size=1)
+    for key in ("sequence_length", "packing", "seed"):
         if (given := getattr(config, key)) is not None:
             raise bad_value(key, given, "is for a shard set; a run has its own")
     saved = read_state(resolve(path, "path"))
@@ -206,10 +208,23 @@ def _trained_on(config: InspectConfig) -> tuple[DataConfig, int, State]:
     return data, saved["config"]["seed"], cast(State, saved["data"])
 
 
+def _data_of(config: InspectConfig, path: Path | str) -> DataConfig:
+    """A set alone, as it is asked for."""
+    return DataConfig(path=str(path), packing=config.packing or Packing.concat)
+
+
+def _sequence_length(config: InspectConfig) -> int:
+    """Of a set's samples. Raises InputError."""
+    length = SEQUENCE_LENGTH if config.sequence_length is None else config.sequence_length
+    if length < 1:
+        raise bad_value("sequence_length", length, "legal: 1 or more")
+    return length
+
+
 def _order_of(
-    n: int, data: DataConfig, seed: int, state: State, opened: dict[int, list[Source]], key: str
+    n: int, data: DataConfig, seed: int, state: State, opened: dict[tuple[int, str], list[Source]], key: str
 ) -> SampleOrder:
-    """The order that sample n is of: its segment's. opened: sources by sequence length, filled on the way.
+    """The order that sample n is of: its segment's. opened: sources by length and packing, filled on the way.
 
     Raises InputError, naming `key`, if no step was or will be trained on it, or naming a set that isn't there any more.
     """
@@ -218,14 +233,14 @@ def _order_of(
     for each in segments:
         if each["passed_over"] is not None and each["passed_over"][0] <= n <= each["passed_over"][1]:
             raise bad_value(key, n, f"samples {each['passed_over'][0]} to {each['passed_over'][1]} were passed over")
-    length = segment["sequence_length"]
-    if length not in opened:
-        opened[length] = open_sources(data, length)
+    cut = segment["sequence_length"], segment["packing"]
+    if cut not in opened:
+        opened[cut] = open_sources(replace(data, packing=Packing(segment["packing"])), segment["sequence_length"])
     for name, part in segment["mixture"].items():
-        now = next((source.manifest.sha256 for source in opened[length] if source.name == name), "absent")
+        now = next((source.manifest.sha256 for source in opened[cut] if source.name == name), "absent")
         if now != part["manifest_sha256"]:
             raise InputError(f"data.sources.{name}: sample {n} was of another set (manifest_sha256 differs)")
-    order = SampleOrder([source for source in opened[length] if source.name in segment["mixture"]], seed, segment)
+    order = SampleOrder([source for source in opened[cut] if source.name in segment["mixture"]], seed, segment)
     if order.total_samples is not None and n >= order.total_samples:
         raise bad_value(key, n, f"the data end after sample {order.total_samples - 1}")
     return order

@@ -167,7 +167,26 @@ def concat(unit: Documents, length: int) -> list[Cut]:
     ]
 
 
-PACKINGS = {"concat": concat}
+def best_fit(unit: Documents, length: int) -> list[Cut]:
+    """Documents, cut every S ids only where they are longer than S + 1, the largest piece first into the fullest sample
+    that has room for it."""
+    pieces = [document[at : at + length + 1] for document in unit for at in range(0, len(document) - 1, length)]
+    samples: list[list[int]] = []
+    for number in sorted(range(len(pieces)), key=lambda number: -len(pieces[number])):
+        rooms = [length + 1 - sum(len(pieces[each]) for each in sample) for sample in samples]
+        enough = [room for room in rooms if room >= len(pieces[number])]
+        if enough:
+            samples[rooms.index(min(enough))].append(number)
+        else:
+            samples.append([number])
+    cuts = []
+    for sample in map(sorted, samples):
+        ends = [sum(len(pieces[each]) for each in sample[: at + 1]) for at in range(len(sample))]
+        cuts.append(Cut(tuple(id_ for each in sample for id_ in pieces[each]), tuple(ends[:-1])))
+    return cuts
+
+
+PACKINGS = {"concat": concat, "best_fit": best_fit}
 
 Tree = str | tuple[int, "Tree", "Tree"]
 """A name, or the left child's part times 2^32 and the two children."""

@@ -18,6 +18,7 @@ from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
 from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, metadata_path, shard_name
 from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data_config import Packing
 from megatrain.errors import InputError
 from megatrain.inspect import run
 from tests.checkpoint.layouts import even_layout, random_whole, trainer_state
@@ -99,6 +100,21 @@ def test_a_whole_set_shows_its_splits(tmp_path: Path, capsys: pytest.CaptureFixt
     assert out.count("2,000 of uint16") == 2
     assert out.count("yes") == 2
     assert run(InspectConfig(path=str(tmp_path / HELD_OUT))) == 0
+
+
+@pytest.mark.parametrize(
+    ("packing", "samples"),
+    # In each of two shards 1,000 ids are 999 targets of three windows, and 400, 451 and 150 ids 998 of three samples.
+    [(None, "concat │ 6, 26.00% of"), (Packing.best_fit, "best_fit │ 6, 26.07% of")],
+)
+def test_the_padding_of_a_set_is_shown(
+    tmp_path: Path, packing: Packing | None, samples: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_split(tmp_path, TRAIN)
+    assert run(InspectConfig(path=str(tmp_path), sequence_length=450, packing=packing)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "samples of 450" in line]
+    assert len(lines) == 1
+    assert samples in lines[0], lines
 
 
 @pytest.mark.parametrize("suffix", ["tar", "json", "parquet"])

@@ -18,7 +18,7 @@ from megatrain.data.loader import Loader
 from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State
-from megatrain.data_config import DataConfig, SourceConfig
+from megatrain.data_config import DataConfig, Packing, SourceConfig
 from megatrain.objectives import build
 from tests.data.sets import EOS, Shards, documents, write_set
 from tests.reference_order import ReferenceOrder, ReferenceSource
@@ -35,13 +35,19 @@ class Case:
     sequence_length: int
     shuffle_block: int | None
     shuffle_blocks: int
+    packing: Packing
 
     def config(self, folder: Path) -> TrainConfig:
         """With each source's set in the folder of its name."""
         sources = {
             name: SourceConfig(str(folder / name), self.weights[name], self.max_epochs[name]) for name in self.shards
         }
-        data = DataConfig(sources=sources, shuffle_block=self.shuffle_block, shuffle_blocks=self.shuffle_blocks)
+        data = DataConfig(
+            sources=sources,
+            shuffle_block=self.shuffle_block,
+            shuffle_blocks=self.shuffle_blocks,
+            packing=self.packing,
+        )
         return TrainConfig(seed=self.seed, sequence_length=self.sequence_length, data=data)
 
 
@@ -60,6 +66,7 @@ def cases(draw: st.DrawFn) -> Case:
         sequence_length=draw(st.sampled_from([1, 2, 7, 64])),
         shuffle_block=draw(st.sampled_from([None, None, 1, 5, 64])),
         shuffle_blocks=draw(st.integers(1, 6)),
+        packing=draw(st.sampled_from(Packing)),
     )
 
 
@@ -77,6 +84,7 @@ def opened(case: Case) -> Iterator[tuple[TrainConfig, SampleOrder, ReferenceOrde
             case.seed,
             case.sequence_length,
             eos=EOS,
+            packing=case.packing.value,
             shuffle_block=case.shuffle_block,
             shuffle_blocks=case.shuffle_blocks,
         )
