@@ -23,7 +23,7 @@ from megatrain.checkpoint.folders import every, read_state, resolve
 from megatrain.checkpoint.format import BrokenCheckpoint, TrainerState
 from megatrain.checkpoint.huggingface.config import is_hugging_face, read_config
 from megatrain.compose import plain
-from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig
+from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT, TOKENIZER
 from megatrain.data.plan import Plan
 from megatrain.data.remote_folder import longest_wait
@@ -31,7 +31,6 @@ from megatrain.data.samples import Source, open_sources
 from megatrain.data.segments import mixture_of
 from megatrain.data.state import State
 from megatrain.errors import bad_value
-from megatrain.logger_config import WandbMode
 from megatrain.model import spec
 from megatrain.schedule import decay_steps, warmup_steps
 from megatrain.storage import StorageError
@@ -39,7 +38,6 @@ from megatrain.storage import StorageError
 
 def check(config: TrainConfig) -> list[Source]:
     """What can be told before the number of ranks is known. Raises InputError. Returns the data, opened."""
-    _check_signs(config)
     _check_numbers(config)
     spec.check(config.model)
     objectives.check(config.objective)
@@ -62,8 +60,7 @@ def check_writable(config: TrainConfig) -> None:
         remote.check_writable(storage.root(config.saving.remote, "saving.remote"))
 
 
-def _check_signs(config: TrainConfig) -> None:
-    """What has to be above 0, or not below."""
+def _check_numbers(config: TrainConfig) -> None:
     positive = {
         "sequence_length": config.sequence_length,
         "global_batch_size": config.global_batch_size,
@@ -103,10 +100,6 @@ def _check_signs(config: TrainConfig) -> None:
     for key, value in not_negative.items():
         if not value >= 0:
             raise bad_value(key, value, "legal: 0 or more")
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    """What depends on another number, or has two bounds."""
     if config.saving.keep_best and not config.evaluation.every:
         raise bad_value("saving.keep_best", config.saving.keep_best, "nothing is evaluated; legal: evaluation.every=N")
     for window in config.data.pass_over:

@@ -37,7 +37,7 @@ LAYERS = (
     "parallel data_prep",
     "resilience kernels batch compose model.spec schedule data.format command_config",
     "config",
-    "device storage logger_config",
+    "device storage",
     "errors",
 )
 """The parts of megatrain, the highest first. A part imports from lower lines only: never upwards, never from its own
@@ -53,7 +53,7 @@ ONLY = {
 
 WITHOUT_TORCH = (
     "__main__ launcher checks layout compose config command_config errors model.spec model.partition objectives",
-    "observe.records observe.report schedule storage logger_config parallel.schedules",
+    "observe.records observe.report schedule storage parallel.schedules",
     "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",
     "checkpoint.huggingface.config checkpoint.huggingface.keys",
     "data.cache data.format data.mixture data.order data.prefetch data.reader data.remote data.remote_folder",

@@ -28,9 +28,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from megatrain.compose import plain
-from megatrain.config import TrainConfig
+from megatrain.config import TrainConfig, WandbMode
 from megatrain.errors import InputError, bad_value
-from megatrain.logger_config import WandbMode
 from megatrain.observe.records import LineFile, Record, decode, without_secrets
 
 if TYPE_CHECKING:

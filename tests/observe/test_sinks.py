@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from megatrain.config import TrainConfig
+from megatrain.config import TrainConfig, WandbMode
 from megatrain.errors import InputError
-from megatrain.logger_config import WandbMode
 from megatrain.observe.records import Record, encode, read
 from megatrain.observe.sinks import ConsoleSink, JsonlSink, TensorboardSink, WandbSink, build_sinks
 
@@ -185,8 +184,7 @@ print("went on")
 def test_wandb_online_without_a_login_is_an_error(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from megatrain.config import TrainConfig
-from megatrain.logger_config import WandbMode
+from megatrain.config import TrainConfig, WandbMode
 from megatrain.observe.sinks import WandbSink
 config = TrainConfig(max_steps=1)
 config.logger.wandb.mode = WandbMode.online
