@@ -29,11 +29,12 @@ import torch
 from benchmarks.common import Bar, Contender, Result, Row, main, row, take_turns
 from benchmarks.loader_peers import LITDATA, MEMMAP, PEERS, WEBDATASET_ONE, Peer
 from megatrain import objectives
-from megatrain.config import DataConfig, SourceConfig, TrainConfig
+from megatrain.config import TrainConfig
 from megatrain.data.format import ShardSet
 from megatrain.data.loader import Loader
 from megatrain.data.plan import Plan
 from megatrain.data.samples import open_sources
+from megatrain.data_config import DataConfig, SourceConfig
 from tests.data.sets import row as stored_row
 from tests.data.sets import write_set
 

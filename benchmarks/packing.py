@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.common import Bar, Result, Row, main, rate, take_turns
 from benchmarks.prep import TRAIN_BYTES, VOCAB_SIZE, prep, read_text, write_text
-from megatrain.config import DataConfig, Packing
 from megatrain.data.order import Int64
 from megatrain.data.samples import SampleOrder, Source, open_sources
+from megatrain.data_config import DataConfig, Packing
 from megatrain.data_prep import tokenizer
 
 LENGTHS = (2048, 4096, 8192, 32768)

@@ -39,6 +39,7 @@ from megatrain.storage import StorageError
 def check(config: TrainConfig) -> list[Source]:
     """What can be told before the number of ranks is known. Raises InputError. Returns the data, opened."""
     _check_numbers(config)
+    _check_together(config)
     spec.check(config.model)
     objectives.check(config.objective)
     _check_engine(config)
@@ -100,15 +101,19 @@ def _check_numbers(config: TrainConfig) -> None:
     for key, value in not_negative.items():
         if not value >= 0:
             raise bad_value(key, value, "legal: 0 or more")
+    for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
+        if not 0 <= value < 1:
+            raise bad_value(key, value, "legal: from 0 to below 1")
+
+
+def _check_together(config: TrainConfig) -> None:
+    """Keys that have to fit each other."""
     if config.saving.keep_best and not config.evaluation.every:
         raise bad_value("saving.keep_best", config.saving.keep_best, "nothing is evaluated; legal: evaluation.every=N")
     for window in config.data.pass_over:
         first, last = window if isinstance(window, list) and len(window) == 2 else (1, 0)
         if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last):
             raise bad_value("data.pass_over", config.data.pass_over, "legal: [[FIRST,LAST],...], samples")
-    for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
-        if not 0 <= value < 1:
-            raise bad_value(key, value, "legal: from 0 to below 1")
     least = 4 * config.resilience.heartbeat_seconds
     if not config.resilience.timeout_seconds >= least:
         given, rule = config.resilience.timeout_seconds, "four resilience.heartbeat_seconds"

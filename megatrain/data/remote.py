@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from megatrain.config import RemoteConfig
 from megatrain.data.cache import Cache
 from megatrain.data.format import (
     LENGTH_DTYPE,
@@ -38,6 +37,7 @@ from megatrain.data.format import (
 from megatrain.data.reader import ALTERED, CUT_OFF, BadMember, Payloads, bad_member
 from megatrain.data.remote_folder import REQUESTS, RemoteFolder
 from megatrain.data.sequences import Members
+from megatrain.data_config import RemoteConfig
 from megatrain.errors import GaveUp, InputError
 from megatrain.resilience.files import temporary_beside
 from megatrain.storage import StorageError, root

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from megatrain.config import RemoteConfig
+from megatrain.data_config import RemoteConfig
 from megatrain.errors import GaveUp
 from megatrain.storage import REMOTE_CALL_BYTES, StorageError, listing_entry, said
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.cache import Cache
 from megatrain.data.format import TRAIN, Manifest, ShardSet, open_set
@@ -26,6 +25,7 @@ from megatrain.data.reader import Int32, Reader
 from megatrain.data.remote import RemoteMembers, open_remote
 from megatrain.data.segments import Part, Segment, first_segment, mixture_of
 from megatrain.data.sequences import Members, SequenceIndex, open_concat, read_members
+from megatrain.data_config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.errors import InputError, bad_value
 from megatrain.storage import URL
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatrain.config import CacheConfig, DataConfig, RemoteConfig, WhenBad
 from megatrain.data import remote_folder
 from megatrain.data.reader import BadMember, Int32
 from megatrain.data.remote_folder import longest_wait
 from megatrain.data.samples import open_sources, read_samples, take_bad_members
+from megatrain.data_config import CacheConfig, DataConfig, RemoteConfig, WhenBad
 from megatrain.errors import GaveUp, InputError
 from megatrain.storage import StorageError, root
 from tests.data.http_server import Fault, Server, serve
