@@ -5,8 +5,7 @@ Design choices:
   a file beside the manifest (tables.py).
 - A pack unit's samples are one block of numbers (packing.py), 8 bytes a piece and 4 a sample. Where the blocks are
   follows from two cumulative counts a unit. So sample n is found by one search, whatever the size of the set.
-- A block is hashed when it is first touched, as members are: nothing that grows with the set is read at the start but
-  32 bytes a unit.
+- A block is hashed when it is first touched, as members are: what a start reads is 32 bytes a unit.
 - Lengths are taken from the tars without hashing the members, which would read every token. Their sum is checked here,
   and who reads a token hashes the member with its lengths.
 """
@@ -128,7 +127,7 @@ def _columns(shards: ShardSet, members: Members, sequence_length: int) -> Iterat
             tokens=np.diff(members.first_token[first : last + 1]),
             documents=members.documents[first:last],
             lengths_offset=members.lengths_offset[first:last],
-            units=np.append(units[(units >= first) & (units < last)], last) - first,
+            units=np.append(units[slice(*np.searchsorted(units, (first, last)))], last) - first,
         )
         for first, last in _shard_bounds(members)
     ]

@@ -72,7 +72,7 @@ def read_members(shards: ShardSet, index_path: str | None = None) -> Members:
 def _member_columns(shards: ShardSet) -> Iterator[Column]:
     entries = shards.manifest.shards
     tasks = [
-        replace(shards, manifest=replace(shards.manifest, shards=entries[first : first + SHARDS_A_TASK]))
+        ShardSet(shards.folder, replace(shards.manifest, shards=entries[first : first + SHARDS_A_TASK]))
         for first in range(0, len(entries), SHARDS_A_TASK)
     ]
     read = list(by_processes(_read_indexes, tasks, 1 + len(tasks) // TASKS_A_WORKER))
