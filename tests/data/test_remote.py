@@ -184,6 +184,14 @@ def test_a_missing_file_is_named_at_the_start(server: Server, tmp_path: Path, na
         open_sources(config(f"{server.url}/set", tmp_path / "cache", when_bad), LENGTH)
 
 
+@pytest.mark.parametrize("name", ["shard-000001.json", "tokenizer.json"])
+def test_an_altered_index_is_named_at_the_start(server: Server, tmp_path: Path, name: str) -> None:
+    path = next((tmp_path / "set").rglob(name))
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(GaveUp, match=rf"{name}: altered since the manifest was written"):
+        open_sources(config(f"{server.url}/set", tmp_path / "cache", WhenBad.skip), LENGTH)
+
+
 @pytest.mark.parametrize("when_bad", WhenBad)
 def test_a_shard_that_goes_missing_is_an_error(server: Server, tmp_path: Path, when_bad: WhenBad) -> None:
     sources = open_sources(config(f"{server.url}/set", tmp_path / "cache", when_bad), LENGTH)
@@ -218,13 +226,20 @@ def test_an_altered_member_is_an_error_or_skipped(server: Server, tmp_path: Path
     assert sum("tar bytes" in request for request in server.requests) == 1 + RETRIES
 
 
-def test_a_shard_that_was_cut_off_is_an_error_or_skipped(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_shard_that_was_cut_off_is_an_error_or_skipped(
+    server: Server, s3: S3Server, tmp_path: Path, protocol: str
+) -> None:
     expected = read_all(DataConfig(path=str(tmp_path / "set")))
     path = tmp_path / "set/train/shard-000000.tar"
     path.write_bytes(path.read_bytes()[:-3000])  # In the second of three members.
+    url = f"{server.url}/set"
+    if protocol == "s3":
+        url = f"{s3.new_bucket()}/set"
+        upload(tmp_path / "set", url)
     with pytest.raises(InputError, match=r"/shard-000000\.tar: has 4168 bytes, and the manifest says 7168"):
-        open_sources(config(f"{server.url}/set", tmp_path / "cache"), LENGTH)
-    sources = open_sources(config(f"{server.url}/set", tmp_path / "cache", WhenBad.skip), LENGTH)
+        open_sources(config(url, tmp_path / "cache"), LENGTH)
+    sources = open_sources(config(url, tmp_path / "cache", WhenBad.skip), LENGTH)
     raw = read_samples(sources, np.zeros(22, np.int32), np.arange(22))
     assert (raw.length == 0).tolist() == [i in range(8, 12) for i in range(22)]
     assert np.array_equal(raw.ids[raw.length > 0], expected[raw.length > 0])
