@@ -1,12 +1,13 @@
 """The loader of one rank against other ways to read the same tokens (loader_peers.py), and what a step waits for it.
 
 Design choices:
-- The loader is run as training runs it: global shuffle, document masks, objective, digests, micro-batches, its thread.
-  The others do less: none has documents, targets or digests, and only the memmap and torchdata shuffle globally.
+- Like is compared with like. `ids`: samples as stored; the loader's have the places of their documents too. `batch`:
+  what a step is trained on, with targets, positions and document masks; the loader adds digests and its thread.
+- The loader shuffles globally, as the memmap and torchdata do; litdata and webdataset in the neighbourhood.
 - One torch thread, as `megatrain train` gives a rank its share of the cores: with more, the loader's few small
   operations a batch leave OpenMP threads spinning, and their CPU time counts.
 - Everything lies in the page cache, and one epoch of the set is read each time. Documents have 1,000 tokens on average.
-- Bars are of CPU seconds at the longest sequence: wall seconds, which the table has too, are those of a shared machine.
+- Bars are of batches by CPU second at the longest sequence: wall seconds are those of a shared machine.
 - The wait: the training thread asks for a batch, then is idle for the rest of a step that consumes a million tokens a
   second, as when it waits for the GPU. What counts is the wall time inside the loader's calls.
 """
@@ -27,29 +28,30 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bar, Contender, Result, Row, main, row, take_turns
-from benchmarks.loader_peers import LITDATA, MEMMAP, PEERS, WEBDATASET_ONE, Peer
+from benchmarks.loader_peers import LITDATA, MEMMAP, PEERS, WEBDATASET_ONE, Peer, to_batch
 from megatrain import objectives
-from megatrain.config import TrainConfig
+from megatrain.config import ObjectiveConfig, TrainConfig
 from megatrain.data.format import ShardSet
 from megatrain.data.loader import Loader
 from megatrain.data.plan import Plan
-from megatrain.data.samples import open_sources
+from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data_config import DataConfig, SourceConfig
+from tests.data.sets import EOS, write_set
 from tests.data.sets import row as stored_row
-from tests.data.sets import write_set
 
 LENGTHS = (512, 2048)
 GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE = 64, 8
 MEMBER_TOKENS = 1 << 21
 DOCUMENT_TOKENS = 1000
-OURS = "megatrain loader"
+OURS = "megatrain"
+IDS, BATCH = WORKS = ("ids", "batch")
 RATIOS = {MEMMAP: 0.65, WEBDATASET_ONE: 5.0, LITDATA: 1.0}
 """How fast the loader has to be at least, compared with these."""
 TOKENS_PER_SECOND, LARGEST_WAIT = 1e6, 0.005
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """Two rows, CPU and wall, for each contender at each sequence length; then the wait."""
+    """A row for each contender, each work and each sequence length; and the wait."""
     torch.set_num_threads(1)
     peers = [peer for peer in PEERS if peer.installed]
     for peer in PEERS:
@@ -61,13 +63,19 @@ def measure(arguments: argparse.Namespace) -> Result:
         shards = make_set(folder / "set", arguments.tokens)
         ids = stored_row(shards)[0].astype(np.uint16)
         for length in LENGTHS:
-            cpu, wall = _rates(peers, ids, folder, length, arguments.rounds)
-            for unit, rates in (("CPU", cpu), ("wall", wall)):
-                made = [row(each, rates[each], rates[MEMMAP], "Mtok/s") for each in rates]
-                rows += [{"S": length, "seconds": unit, **each} for each in made]
+            stored = {peer: folder / f"{length}_{number}" for number, peer in enumerate(peers)}
+            for peer, place in stored.items():
+                place.mkdir()
+                peer.write(ids, place, length)
+            for work in WORKS:
+                read = {peer.name: partial(read_peer, peer, place, length, work) for peer, place in stored.items()}
+                cpu, wall = _rates({**read, OURS: partial(read_ours, folder / "set", length, work)}, arguments.rounds)
+                for each in cpu:
+                    rates = row(each, cpu[each], cpu[MEMMAP], "Mtok/CPU s")
+                    rows.append({"S": length, "work": work, **rates, "Mtok/s": round(statistics.median(wall[each]), 3)})
         speed = {each: statistics.median(rates) for each, rates in cpu.items()}
         bars = [
-            Bar(f"speed over that of {peer}, by CPU second", speed[OURS] / speed[peer], least)
+            Bar(f"batches by CPU second, over those of {peer}", speed[OURS] / speed[peer], least)
             for peer, least in RATIOS.items()
             if peer in speed
         ]
@@ -76,17 +84,8 @@ def measure(arguments: argparse.Namespace) -> Result:
     return Result(rows, bars)
 
 
-def _rates(
-    peers: list[Peer], ids: np.ndarray[tuple[int], np.dtype[np.uint16]], folder: Path, length: int, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Million tokens by CPU second and by wall second of each contender, the loader last, one a round."""
-    read: dict[str, Callable[[], float]] = {}
-    for number, peer in enumerate(peers):
-        stored = folder / f"{number}_{length}"
-        stored.mkdir()
-        peer.write(ids, stored, length)
-        read[peer.name] = partial(read_peer, peer, stored, length)
-    read[OURS] = partial(read_loader, folder / "set", length)
+def _rates(read: dict[str, Callable[[], float]], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Million tokens by CPU second and by wall second of each contender, one a round."""
     wall: dict[str, list[float]] = {name: [] for name in read}
     contenders: dict[str, Contender] = {name: partial(_time, each, wall[name]) for name, each in read.items()}
     take_turns(contenders, 1)  # the page cache, the allocator, lazy imports
@@ -113,9 +112,25 @@ def make_set(folder: Path, tokens: int) -> ShardSet:
     return write_set(folder, [members], vocab_size=50_000)
 
 
-def read_peer(peer: Peer, folder: Path, length: int) -> float:
+def read_peer(peer: Peer, folder: Path, length: int, work: str) -> float:
     """Million tokens read: one epoch, by S a sample."""
-    return sum(len(batch) for batch in peer.read(folder, length, GLOBAL_BATCH_SIZE)) * length / 1e6
+    objective = objectives.build(ObjectiveConfig(), document_mask=True)
+    samples = 0
+    for ids in peer.read(folder, length, GLOBAL_BATCH_SIZE):
+        samples += len(to_batch(ids, EOS, objective).input_ids if work == BATCH else ids)
+    return samples * length / 1e6
+
+
+def read_ours(folder: Path, length: int, work: str) -> float:
+    """Million tokens read: one epoch, by S a sample."""
+    if work == BATCH:
+        with open_loader(folder, length, max_epochs=1.0) as loader:
+            return sum(batch.samples for batch in loader) * length / 1e6
+    order = SampleOrder(open_sources(DataConfig(path=str(folder)), length), seed=0)
+    total = order.sources[0].index.samples
+    for first in range(0, total, GLOBAL_BATCH_SIZE):
+        order.read(np.arange(first, min(first + GLOBAL_BATCH_SIZE, total)))
+    return total * length / 1e6
 
 
 @contextmanager
@@ -133,12 +148,6 @@ def open_loader(folder: Path, length: int, max_epochs: float | None) -> Iterator
         yield loader
     finally:
         loader.close()
-
-
-def read_loader(folder: Path, length: int) -> float:
-    """Million tokens read: one epoch."""
-    with open_loader(folder, length, max_epochs=1.0) as loader:
-        return sum(batch.samples for batch in loader) * length / 1e6
 
 
 def share_of_waiting(folder: Path, steps: int) -> float:

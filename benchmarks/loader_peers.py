@@ -1,8 +1,10 @@
 """The readers that benchmarks/loader.py is compared with: each writes the tokens as it would, and reads them once.
 
 Design choices:
-- All get the same row of ids and give int32 tensors [at most batch, ...] of all of it, in the training process: workers
-  would add the cost of sending each batch between processes.
+- All get the same row of ids and give all of it as int32 tensors [at most batch, S + 1], in the training process:
+  workers would add the cost of sending each batch between processes.
+- What they give is made into a Batch as a training script does that has nothing but ids: a document begins after each
+  EOS (their formats keep no lengths), the rest is the loader's own objective.
 - Each as its documentation says to read tokens: a flat file through a Dataset and a DataLoader, webdataset's tars,
   litdata's TokensLoader. Only the memmap is less than anyone runs: slices of one array, no epoch, no state.
 - litdata and torchdata are no dependencies of the project, and litdata wants torchvision for what isn't used here:
@@ -25,6 +27,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from megatrain.batch import Batch, Sequences
+from megatrain.data.loader import Objective
+from megatrain.data.samples import spread
+
 UInt16 = npt.NDArray[np.uint16]
 SAMPLES_OF_MEMBER = 256
 CHUNK_TOKENS = 1 << 22
@@ -46,6 +52,15 @@ class Peer:
     @property
     def installed(self) -> bool:
         return self.package is None or importlib.util.find_spec(self.package) is not None
+
+
+def to_batch(ids: Tensor, eos: int, objective: Objective) -> Batch:
+    """Inputs, targets, positions and masks of ids int32[B, S + 1]."""
+    row, place = np.nonzero(ids[:, :-1].numpy() == eos)
+    document = np.zeros(ids.shape, np.int32)
+    document[row, place + 1] = place + 1
+    length = torch.full((len(ids),), ids.shape[1], dtype=torch.int32)
+    return objective(Sequences(ids, torch.from_numpy(spread(document)), length, torch.zeros_like(length)))
 
 
 def write_flat(ids: UInt16, folder: Path, length: int) -> None:  # noqa: ARG001
@@ -123,7 +138,7 @@ def write_litdata(ids: UInt16, folder: Path, length: int) -> None:
     from litdata import TokensLoader
     from litdata.streaming.writer import BinaryWriter
 
-    writer = BinaryWriter(str(folder), chunk_size=CHUNK_TOKENS, item_loader=TokensLoader(block_size=length))
+    writer = BinaryWriter(str(folder), chunk_size=CHUNK_TOKENS, item_loader=TokensLoader(block_size=length + 1))
     for number, at in enumerate(range(0, len(ids), CHUNK_TOKENS // 4)):
         writer.add_item(number, torch.from_numpy(ids[at : at + CHUNK_TOKENS // 4]))
     writer.done()
@@ -131,10 +146,10 @@ def write_litdata(ids: UInt16, folder: Path, length: int) -> None:
 
 
 def read_litdata(folder: Path, length: int, batch: int) -> Iterator[Tensor]:
-    """Blocks of S tokens (its blocks don't overlap), shuffled as it does: within chunks, whose order is shuffled."""
+    """Blocks of S + 1 tokens, which don't overlap, shuffled as it does: within chunks, whose order is shuffled."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 
-    blocks = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=length), shuffle=True, seed=1)
+    blocks = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=length + 1), shuffle=True, seed=1)
     for rows in StreamingDataLoader(blocks, batch_size=batch, num_workers=0):
         yield rows.to(torch.int32)
 

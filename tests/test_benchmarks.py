@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from benchmarks import checkpoint, common, loader, loader_peers, packing, prep
+from megatrain import objectives
+from megatrain.batch import Batch
+from megatrain.config import ObjectiveConfig
 from megatrain.data_prep import tokenizer
-from tests.data.sets import row, write_set
+from tests.data.sets import EOS, row, write_set
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.7, 1)])
@@ -54,26 +57,43 @@ def test_the_loader_is_measured_at_both_lengths(tmp_path: Path) -> None:
     code = common.main("", loader.measure, ["--json", str(file), "--rounds", "1"], tokens=200_000, rounds=5, steps=3)
     written = json.loads(file.read_text())
     assert code == (0 if all(bar["holds"] for bar in written["bars"]) else 1)
-    contenders = [peer.name for peer in loader_peers.PEERS if peer.installed] + ["megatrain loader"]
-    expected = [(S, unit, name) for S in (512, 2048) for unit in ("CPU", "wall") for name in contenders]
-    assert [(row["S"], row["seconds"], row["contender"]) for row in written["rows"]] == expected
+    contenders = [peer.name for peer in loader_peers.PEERS if peer.installed] + ["megatrain"]
+    expected = [(length, work, name) for length in (512, 2048) for work in ("ids", "batch") for name in contenders]
+    assert [(row["S"], row["work"], row["contender"]) for row in written["rows"]] == expected
     assert all(row["Mtok/s"] > 0 for row in written["rows"])
 
 
-def test_readers_read_the_same_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", loader.WORKS)
+def test_readers_read_the_same_tokens(tmp_path: Path, work: str) -> None:
     """No contender is fast by reading less: up to the ends of members, blocks and units, all give all tokens."""
     shards = loader.make_set(tmp_path / "set", 300_000)
     ids = row(shards)[0].astype(np.uint16)
-    amounts = [loader.read_loader(tmp_path / "set", 512)]
+    amounts = [loader.read_ours(tmp_path / "set", 512, work)]
     for number, peer in enumerate(loader_peers.PEERS):
         if peer.installed:
             (tmp_path / str(number)).mkdir()
             peer.write(ids, tmp_path / str(number), 512)
-            amounts.append(loader.read_peer(peer, tmp_path / str(number), 512))
-            first = {tuple(batch[0, :512].tolist()) for batch in peer.read(tmp_path / str(number), 512, 64)}
-            windows = {tuple(ids[at : at + 512].tolist()) for at in range(0, len(ids) - 511, 512)}
-            assert first <= windows
-    assert amounts == pytest.approx([shards.manifest.tokens / 1e6] * len(amounts), abs=512 * 2 / 1e6)
+            amounts.append(loader.read_peer(peer, tmp_path / str(number), 512, work))
+    assert amounts == pytest.approx([shards.manifest.tokens / 1e6] * len(amounts), abs=512 * 3 / 1e6)
+
+
+def test_peers_make_the_batches_of_the_loader(tmp_path: Path) -> None:
+    """Targets, positions and masks too, in whatever order."""
+    shards = loader.make_set(tmp_path / "set", 100_000)
+    ids = row(shards)[0].astype(np.uint16)
+    peer = loader_peers.PEERS[0]
+    peer.write(ids, tmp_path, 512)
+    objective = objectives.build(ObjectiveConfig(), document_mask=True)
+
+    def rows(batch: Batch) -> set[tuple[int, ...]]:
+        parts = torch.cat([batch.input_ids, batch.targets, batch.positions, batch.start], dim=1)
+        return {tuple(row) for row in parts.tolist()}
+
+    peers = [rows(loader_peers.to_batch(each, EOS, objective)) for each in peer.read(tmp_path, 512, 64)]
+    with loader.open_loader(tmp_path / "set", 512, max_epochs=1.0) as opened:
+        ours = [rows(batch) for step in opened for batch in step.micro_batches]
+    assert set().union(*peers) <= set().union(*ours)
+    assert len(set().union(*peers)) == (len(ids) - 1) // 512
 
 
 def test_prep_and_its_peer_make_the_same_tokens(tmp_path: Path) -> None:

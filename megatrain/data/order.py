@@ -28,6 +28,9 @@ Int64 = npt.NDArray[np.int64]
 
 ROUNDS = 16
 MAX_SIZE = 1 << 62
+# Constants are arrays without dimensions: numpy takes a third of the time that it takes with scalars.
+_SHIFT_27, _SHIFT_30, _SHIFT_31, _SHIFT_32 = (np.array(bits, np.uint64) for bits in (27, 30, 31, 32))
+_FIRST, _SECOND = (np.array(factor, np.uint64) for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _ROUND_KEYS = np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -100,31 +103,43 @@ def permute(index: Int64, size: int, key: UInt64) -> Int64:
     image = np.array(index, dtype=np.uint64)
     outside = np.arange(image.size)
     while outside.size:
-        image[outside] = _encrypt(image[outside], key[outside], np.uint64(rows), np.uint64(columns))
+        image[outside] = _encrypt(image[outside], key[outside], np.array(rows, np.uint64), np.array(columns, np.uint64))
         outside = outside[image[outside] >= size]
     return image.view(np.int64)
 
 
-def _encrypt(cell: UInt64, key: UInt64, rows: np.uint64, columns: np.uint64) -> UInt64:
+def _encrypt(cell: UInt64, key: UInt64, rows: UInt64, columns: UInt64) -> UInt64:
     """One pass of the network over the cells of a grid: row and column are shifted by hashes of each other."""
-    row, column = cell // columns, cell % columns
-    for number, constant in enumerate(_ROUND_KEYS):
-        round_key = key + constant
+    row, column = np.divmod(cell, columns)
+    for number in range(len(_ROUND_KEYS)):
+        hashed = key + _ROUND_KEYS[number, ...]
         if number % 2 == 0:
-            row = (row + _below(rows, column ^ round_key)) % rows
+            hashed ^= column
+            row += _below(rows, hashed)
+            row %= rows
         else:
-            column = (column + _below(columns, row ^ round_key)) % columns
+            hashed ^= row
+            column += _below(columns, hashed)
+            column %= columns
     return row * columns + column
 
 
-def _below(limit: np.uint64, x: UInt64) -> UInt64:
+def _below(limit: UInt64, x: UInt64) -> UInt64:
     """A hash of `x` in [0, limit), limit <= 2^32: its upper half as a fraction."""
-    return ((_mix(x) >> np.uint64(32)) * limit) >> np.uint64(32)
+    hashed = _mix(x)
+    hashed >>= _SHIFT_32
+    hashed *= limit
+    hashed >>= _SHIFT_32
+    return hashed
 
 
 def _mix(x: UInt64) -> UInt64:
     """A bijection of 64 bits in which every bit depends on every other: the finaliser of SplitMix64 (Steele, Lea and
-    Flood 2014, "Fast splittable pseudorandom number generators")."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    Flood 2014, "Fast splittable pseudorandom number generators").
+    """
+    mixed = x ^ (x >> _SHIFT_30)
+    mixed *= _FIRST
+    mixed ^= mixed >> _SHIFT_27
+    mixed *= _SECOND
+    mixed ^= mixed >> _SHIFT_31
+    return mixed
