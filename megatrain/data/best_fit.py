@@ -13,6 +13,7 @@ Design choices:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from megatrain.data.format import LENGTH_DTYPE, ShardSet
+from megatrain.data.format import LENGTH_DTYPE, ShardSet, Tars
 from megatrain.data.order import Int64
 from megatrain.data.packing import WORD, Words, pack_unit
+from megatrain.data.remote_folder import REQUESTS
 from megatrain.data.sequences import Members, Pieces, unit_starts
 from megatrain.data.tables import Array, Column, by_processes, set_table
 from megatrain.data_config import Packing
@@ -97,9 +99,15 @@ def open_best_fit(
 
 @dataclass(frozen=True)
 class _Shard:
-    """What one process packs. units: int64, the member that each unit begins with, and the end."""
+    """What one process packs.
+
+    tars: where the tar is, if in a remote store. where: its path or URL. units: int64, the member that each unit begins
+    with, and the end.
+    """
 
     path: Path
+    tars: Tars | None
+    where: str
     sequence_length: int
     tokens: Int64
     documents: Int64
@@ -123,6 +131,8 @@ def _columns(shards: ShardSet, members: Members, sequence_length: int) -> Iterat
     tasks = [
         _Shard(
             path=shards.path(int(members.shard[first])),
+            tars=shards.tars,
+            where=shards.where(int(members.shard[first])),
             sequence_length=sequence_length,
             tokens=np.diff(members.first_token[first : last + 1]),
             documents=members.documents[first:last],
@@ -161,7 +171,7 @@ def _pack_shard(shard: _Shard) -> _Packed:
         unit = np.concatenate(lengths[first:last])
         if unit.sum() > np.iinfo(WORD).max:
             raise GaveUp(
-                f"{shard.path}: {unit.sum()} tokens in one pack unit; data.packing=best_fit takes 2^32 at most"
+                f"{shard.where}: {unit.sum()} tokens in one pack unit; data.packing=best_fit takes 2^32 at most"
             )
         packed.append(pack_unit(unit, shard.sequence_length))
     blocks = [block for block, _, _ in packed]
@@ -175,17 +185,32 @@ def _pack_shard(shard: _Shard) -> _Packed:
 
 def _read_lengths(shard: _Shard) -> list[Int64]:
     """The lengths of the documents of each member."""
-    found = []
+    found: list[Int64] = []
     try:
-        with shard.path.open("rb") as file:
-            for tokens, documents, offset in zip(shard.tokens, shard.documents, shard.lengths_offset, strict=True):
-                file.seek(int(offset))
-                data = file.read(int(documents) * LENGTH_DTYPE.itemsize)
-                whole = len(data) == documents * LENGTH_DTYPE.itemsize
-                lengths = np.frombuffer(data if whole else b"", LENGTH_DTYPE).astype(np.int64)
-                if lengths.sum() != tokens or not lengths.all():
-                    raise GaveUp(f"{shard.path}: the documents' lengths at byte {offset} aren't those of its index")
-                found.append(lengths)
+        for tokens, documents, data in zip(shard.tokens, shard.documents, _payloads(shard), strict=True):
+            whole = len(data) == documents * LENGTH_DTYPE.itemsize
+            lengths = np.frombuffer(data if whole else b"", LENGTH_DTYPE).astype(np.int64)
+            if lengths.sum() != tokens or not lengths.all():
+                raise GaveUp(f"{shard.where}: the documents' lengths of member {len(found)} aren't those of its index")
+            found.append(lengths)
     except OSError as error:
-        raise GaveUp(f"{shard.path}: can't be read: {error.strerror}") from None
+        if isinstance(error, GaveUp):
+            raise
+        raise GaveUp(f"{shard.where}: can't be read: {error.strerror or error}") from None
     return found
+
+
+def _payloads(shard: _Shard) -> Iterator[bytes]:
+    """The stored lengths of each member. Raises OSError."""
+    tars, path, offsets = shard.tars, shard.path, shard.lengths_offset.tolist()
+    sizes = (shard.documents * LENGTH_DTYPE.itemsize).tolist()
+    if tars is None:
+        with path.open("rb") as file:
+            for offset, size in zip(offsets, sizes, strict=True):
+                file.seek(offset)
+                yield file.read(size)
+    else:
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            yield from threads.map(
+                lambda offset, size: tars.read_range(path.name, offset, offset + size, bytes), offsets, sizes
+            )

@@ -61,6 +61,17 @@ class Cache:
             raise bad_value("data.cache.path", self.folder, f"it is another user's; {LEGAL}")
         self._added = self.limit  # So the first one added looks at what earlier runs left.
 
+    def write(self, path: Path, data: bytes) -> None:
+        """Puts a small file below `sets`. Who reads it checks it."""
+        temporary = temporary_beside(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._refusal(error) from None
+
     def get(self, digest: str) -> mmap.mmap | None:
         """The member with this xxh3-128, mapped and verified; None: it isn't there."""
         path = self._members / digest

@@ -39,7 +39,6 @@ from megatrain.data.remote_folder import REQUESTS, RemoteFolder
 from megatrain.data.sequences import Members
 from megatrain.data_config import RemoteConfig
 from megatrain.errors import GaveUp, InputError
-from megatrain.resilience.files import temporary_beside
 from megatrain.storage import StorageError, root
 
 OPEN_MEMBERS = 256
@@ -55,11 +54,11 @@ def open_remote(url: str, split: str, key: str, limits: RemoteConfig, cache: Cac
     base = RemoteFolder(root(url, key), limits)
     try:
         remote, above = base / split, base
-        data = remote.read(MANIFEST)
+        data = remote.read(MANIFEST, bytes)
     except FileNotFoundError:
         remote, above = base, RemoteFolder(base.folder.parent, limits)
         try:
-            data = remote.read(MANIFEST)
+            data = remote.read(MANIFEST, bytes)
         except FileNotFoundError:
             raise InputError(f"{url}: no {split}/{MANIFEST} in it; give what `megatrain prep` finished") from None
     manifest = parse_manifest(data, f"{remote}/{MANIFEST}")
@@ -68,34 +67,34 @@ def open_remote(url: str, split: str, key: str, limits: RemoteConfig, cache: Cac
     sizes = remote.sizes(shard.name for shard in manifest.shards)
     folder = cache.sets / manifest.sha256 / split
     with cache.alone(manifest.sha256):
-        _copy_set(remote, above, manifest, folder)
+        _copy_set(remote, above, manifest, folder, cache)
     return ShardSet(folder, manifest, remote, damaged_shards(manifest, str(remote), sizes, allow_damage))
 
 
-def _copy_set(remote: RemoteFolder, above: RemoteFolder, manifest: Manifest, folder: Path) -> None:
+def _copy_set(remote: RemoteFolder, above: RemoteFolder, manifest: Manifest, folder: Path, cache: Cache) -> None:
     """Copies tokenizer and indexes, where they aren't in `folder` yet with the hashes that the manifest says."""
 
-    def copy(source: RemoteFolder, name: str, target: Path, whole: Callable[[bytes], bool]) -> None:
-        if target.is_file() and whole(target.read_bytes()):
+    def copy(source: RemoteFolder, target: Path, digest_of: Callable[[bytes], str], digest: str) -> None:
+        name = target.name
+
+        def whole(data: bytes) -> bytes:
+            if digest_of(data) != digest:
+                raise GaveUp(f"{source}/{name}: altered since the manifest was written (its hash differs)")
+            return data
+
+        if target.is_file() and digest_of(target.read_bytes()) == digest:
             return
         try:
-            data = source.read(name)
+            cache.write(target, source.read(name, whole))
         except FileNotFoundError:
             raise InputError(f"{source}/{name}: missing, and the manifest lists it") from None
-        if not whole(data):
-            raise GaveUp(f"{source}/{name}: not what the manifest was written with (its hash differs)")
-        temporary = temporary_beside(target)
-        temporary.write_bytes(data)
-        temporary.replace(target)
 
     def index(number: int) -> None:
         shard = manifest.shards[number]
-        target = index_path(folder / shard.name)
-        copy(remote, target.name, target, lambda data: xxhash.xxh3_128_hexdigest(data) == shard.index_xxh3_128)
+        copy(remote, index_path(folder / shard.name), xxhash.xxh3_128_hexdigest, shard.index_xxh3_128)
 
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = folder.parent / manifest.tokenizer
-    copy(above, tokenizer.name, tokenizer, lambda data: hashlib.sha256(data).hexdigest() == manifest.tokenizer_sha256)
+    copy(above, tokenizer, lambda data: hashlib.sha256(data).hexdigest(), manifest.tokenizer_sha256)
     with ThreadPoolExecutor(REQUESTS) as threads:
         list(threads.map(index, range(len(manifest.shards))))
 

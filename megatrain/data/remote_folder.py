@@ -58,12 +58,12 @@ class RemoteFolder:
     def __truediv__(self, name: str) -> RemoteFolder:
         return RemoteFolder(self.folder / name, self._limits)
 
-    def read(self, name: str) -> bytes:
-        """A whole file, of a few megabytes."""
-        return bytes(self.tried(name, partial(self._ask, "cat_file", self._path(name))))
+    def read(self, name: str, make: Callable[[bytes], T]) -> T:
+        """What `make` returns of a whole file, of a few megabytes; it may raise to have it fetched again."""
+        return self.tried(name, lambda: make(self._ask("cat_file", self._path(name))))
 
     def read_range(self, name: str, start: int, stop: int, make: Callable[[bytes], T]) -> T:
-        """What `make` returns of bytes [start, stop) of a file; it may raise to have them fetched again."""
+        """The same of bytes [start, stop) of a file."""
         return self.tried(name, lambda: make(self._read_once(name, start, stop)))
 
     def _read_once(self, name: str, start: int, stop: int) -> bytes:

@@ -94,12 +94,10 @@ def open_sources(config: DataConfig, sequence_length: int, split: str = TRAIN) -
 def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_length: int, split: str) -> Source:
     skip = data.bad_member is WhenBad.skip
     cache = Cache(data.cache) if URL.match(config.path) else None
-    key = "data.path" if config.path == data.path else f"data.sources.{name}.path"
     if cache is None:
         shards = open_set(config.path, split, skip)
-    elif data.packing is Packing.best_fit:
-        raise bad_value("data.packing", "best_fit", f"needs the lengths in the tars, and {key} is a URL; legal: concat")
     else:
+        key = "data.path" if config.path == data.path else f"data.sources.{name}.path"
         shards = open_remote(config.path, split, key, data.remote, cache, skip)
     members = read_members(shards, data.index_path)
     open_index = open_best_fit if data.packing is Packing.best_fit else open_concat

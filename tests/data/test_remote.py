@@ -16,7 +16,7 @@ from megatrain.data import remote_folder
 from megatrain.data.reader import BadMember, Int32
 from megatrain.data.remote_folder import longest_wait
 from megatrain.data.samples import open_sources, read_samples, take_bad_members
-from megatrain.data_config import CacheConfig, DataConfig, RemoteConfig, WhenBad
+from megatrain.data_config import CacheConfig, DataConfig, Packing, RemoteConfig, WhenBad
 from megatrain.errors import GaveUp, InputError
 from megatrain.storage import StorageError, root
 from tests.data.http_server import Fault, Server, serve
@@ -74,6 +74,23 @@ def test_a_remote_set_is_read_like_a_local_one(
     assert open_sources(remote, LENGTH)[0].tokenizer.read_bytes() == (tmp_path / "set/tokenizer.json").read_bytes()
 
 
+def test_best_fit_packs_a_remote_set_like_a_local_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packing by two processes; an index of the local set would be found beside its manifest only."""
+    local = DataConfig(path=str(tmp_path / "set"), packing=Packing.best_fit)
+    expected = read_all(local)
+    data = config(f"{server.url}/set", tmp_path / "cache")
+    data.packing = Packing.best_fit
+    monkeypatch.setattr("megatrain.data.best_fit.DOCUMENTS_A_WORKER", 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert np.array_equal(read_all(data), expected)
+    assert len(expected) == open_sources(local, LENGTH)[0].index.samples
+    server.requests.clear()
+    open_sources(data, LENGTH)
+    assert not any("tar bytes" in request for request in server.requests)
+
+
 def test_everything_is_fetched_once(server: Server, tmp_path: Path) -> None:
     data = config(f"{server.url}/set", tmp_path / "cache")
     expected = read_all(data)
@@ -81,7 +98,7 @@ def test_everything_is_fetched_once(server: Server, tmp_path: Path) -> None:
     assert len(ranges) == len(set(ranges)) == 5
     server.requests.clear()
     assert np.array_equal(read_all(data), expected)
-    assert server.requests == ["GET manifest.json", "HEAD shard-000000.tar", "HEAD shard-000001.tar"]
+    assert sorted(server.requests) == ["GET manifest.json", "HEAD shard-000000.tar", "HEAD shard-000001.tar"]
 
 
 def test_ranks_of_a_node_share_what_they_fetch(server: Server, tmp_path: Path) -> None:
@@ -184,6 +201,14 @@ def test_a_missing_file_is_named_at_the_start(server: Server, tmp_path: Path, na
         open_sources(config(f"{server.url}/set", tmp_path / "cache", when_bad), LENGTH)
 
 
+@pytest.mark.parametrize("name", ["shard-000001.json", "tokenizer.json"])
+def test_an_altered_index_is_named_at_the_start(server: Server, tmp_path: Path, name: str) -> None:
+    path = next((tmp_path / "set").rglob(name))
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(GaveUp, match=rf"{name}: altered since the manifest was written"):
+        open_sources(config(f"{server.url}/set", tmp_path / "cache", WhenBad.skip), LENGTH)
+
+
 @pytest.mark.parametrize("when_bad", WhenBad)
 def test_a_shard_that_goes_missing_is_an_error(server: Server, tmp_path: Path, when_bad: WhenBad) -> None:
     sources = open_sources(config(f"{server.url}/set", tmp_path / "cache", when_bad), LENGTH)
@@ -218,13 +243,20 @@ def test_an_altered_member_is_an_error_or_skipped(server: Server, tmp_path: Path
     assert sum("tar bytes" in request for request in server.requests) == 1 + RETRIES
 
 
-def test_a_shard_that_was_cut_off_is_an_error_or_skipped(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_shard_that_was_cut_off_is_an_error_or_skipped(
+    server: Server, s3: S3Server, tmp_path: Path, protocol: str
+) -> None:
     expected = read_all(DataConfig(path=str(tmp_path / "set")))
     path = tmp_path / "set/train/shard-000000.tar"
     path.write_bytes(path.read_bytes()[:-3000])  # In the second of three members.
+    url = f"{server.url}/set"
+    if protocol == "s3":
+        url = f"{s3.new_bucket()}/set"
+        upload(tmp_path / "set", url)
     with pytest.raises(InputError, match=r"/shard-000000\.tar: has 4168 bytes, and the manifest says 7168"):
-        open_sources(config(f"{server.url}/set", tmp_path / "cache"), LENGTH)
-    sources = open_sources(config(f"{server.url}/set", tmp_path / "cache", WhenBad.skip), LENGTH)
+        open_sources(config(url, tmp_path / "cache"), LENGTH)
+    sources = open_sources(config(url, tmp_path / "cache", WhenBad.skip), LENGTH)
     raw = read_samples(sources, np.zeros(22, np.int32), np.arange(22))
     assert (raw.length == 0).tolist() == [i in range(8, 12) for i in range(22)]
     assert np.array_equal(raw.ids[raw.length > 0], expected[raw.length > 0])
