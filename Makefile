@@ -51,7 +51,7 @@ docs: $(VENV)/installed  ## docs/configuration.md, from the typed configuration
 	$(BIN)/python docs/generate_configuration.py
 
 benchmarks: $(VENV)/installed  ## each prints a table, and fails when a bar doesn't hold
-	for name in loader prep train_step checkpoint; do $(BIN)/python -m benchmarks.$$name || exit; done
+	for name in loader packing prep train_step checkpoint; do $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean:
 	rm -rf $(VENV) demo_output build dist *.egg-info

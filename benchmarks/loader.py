@@ -30,11 +30,12 @@ import torch
 from benchmarks.common import Bar, Contender, Result, Row, main, row, take_turns
 from benchmarks.loader_peers import LITDATA, MEMMAP, PEERS, WEBDATASET_ONE, Peer, to_batch
 from megatrain import objectives
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig, TrainConfig
+from megatrain.config import ObjectiveConfig, TrainConfig
 from megatrain.data.format import ShardSet
 from megatrain.data.loader import Loader
 from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, open_sources
+from megatrain.data_config import DataConfig, SourceConfig
 from tests.data.sets import EOS, write_set
 from tests.data.sets import row as stored_row
 

@@ -33,7 +33,7 @@ PAGE = Path(__file__).parent / "configuration.md"
 WITHOUT_PRESET = ("model.",)
 HEAD = """# Configuration
 
-Every key of every command. Written by `make docs` from `megatrain/config.py`, `megatrain/command_config.py` and
+Every key of every command. Written by `make docs` from `megatrain/config.py`, `data_config.py`, `command_config.py` and
 `data_prep/config.py`; a test fails
 when it is out of date.
 

@@ -26,6 +26,7 @@ from megatrain.compose import plain
 from megatrain.config import ENGINES, CommunicationDtype, DeepSpeedConfig, Precision, TrainConfig, WandbMode
 from megatrain.data.format import HELD_OUT, TOKENIZER
 from megatrain.data.plan import Plan
+from megatrain.data.remote_folder import longest_wait
 from megatrain.data.samples import Source, open_sources
 from megatrain.data.segments import mixture_of
 from megatrain.data.state import State
@@ -38,6 +39,7 @@ from megatrain.storage import StorageError
 def check(config: TrainConfig) -> list[Source]:
     """What can be told before the number of ranks is known. Raises InputError. Returns the data, opened."""
     _check_numbers(config)
+    _check_together(config)
     spec.check(config.model)
     objectives.check(config.objective)
     _check_engine(config)
@@ -99,15 +101,19 @@ def _check_numbers(config: TrainConfig) -> None:
     for key, value in not_negative.items():
         if not value >= 0:
             raise bad_value(key, value, "legal: 0 or more")
+    for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
+        if not 0 <= value < 1:
+            raise bad_value(key, value, "legal: from 0 to below 1")
+
+
+def _check_together(config: TrainConfig) -> None:
+    """Keys that have to fit each other."""
     if config.saving.keep_best and not config.evaluation.every:
         raise bad_value("saving.keep_best", config.saving.keep_best, "nothing is evaluated; legal: evaluation.every=N")
     for window in config.data.pass_over:
         first, last = window if isinstance(window, list) and len(window) == 2 else (1, 0)
         if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last):
             raise bad_value("data.pass_over", config.data.pass_over, "legal: [[FIRST,LAST],...], samples")
-    for key, value in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
-        if not 0 <= value < 1:
-            raise bad_value(key, value, "legal: from 0 to below 1")
     least = 4 * config.resilience.heartbeat_seconds
     if not config.resilience.timeout_seconds >= least:
         given, rule = config.resilience.timeout_seconds, "four resilience.heartbeat_seconds"
@@ -145,6 +151,12 @@ def _check_engine(config: TrainConfig) -> None:
 
 def _check_data(config: TrainConfig) -> list[Source]:
     """The sets are whole and their ids fit the model. Returns them."""
+    if any(storage.URL.match(source.path) for source in config.data.named().values()):
+        wait, limit = longest_wait(config.data.remote), config.resilience.timeout_seconds
+        if not wait < limit:
+            given = config.data.remote.timeout_seconds
+            legal = f"with data.remote.retries it is {wait} s until a server is given up; legal: less in all than "
+            raise bad_value("data.remote.timeout_seconds", given, f"{legal}resilience.timeout_seconds={limit}")
     sources = open_sources(config.data, config.sequence_length)
     plan = Plan(config, sources)
     for step in (0, *(phase.after_step for phase in config.phases.values())):

@@ -28,7 +28,6 @@ from megatrain.checkpoint.folders import CHECKPOINTS, F, read_state, resolve, sc
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.command_config import InspectConfig
-from megatrain.config import DataConfig
 from megatrain.data.documents import Extract, extracts
 from megatrain.data.format import (
     HELD_OUT,
@@ -42,6 +41,7 @@ from megatrain.data.format import (
 )
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, start_state
+from megatrain.data_config import DataConfig
 from megatrain.errors import BUG, DONE, GaveUp, InputError, MegatrainError, bad_value
 from megatrain.storage import Folder, listing
 

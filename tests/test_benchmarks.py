@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import checkpoint, common, loader, loader_peers, prep
+from benchmarks import checkpoint, common, loader, loader_peers, packing, prep
 from megatrain import objectives
 from megatrain.batch import Batch
 from megatrain.config import ObjectiveConfig
 from megatrain.data_prep import tokenizer
-from tests.data.sets import EOS, row
+from tests.data.sets import EOS, row, write_set
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.7, 1)])
@@ -103,6 +103,22 @@ def test_prep_and_its_peer_make_the_same_tokens(tmp_path: Path) -> None:
     tokens = prep.prep(tmp_path)
     assert tokens > 0
     assert [prep.encode(tmp_path, vocabulary.eos_id, method) for method in prep.METHODS] == [tokens, tokens]
+
+
+def test_only_concatenation_cuts_documents_that_fit(tmp_path: Path) -> None:
+    write_set(tmp_path, [[[50] * 60]])
+    result = packing.measure(argparse.Namespace(set=str(tmp_path), rounds=1, megabytes=0))
+    assert [(row["S"], row["packing"], row["samples"]) for row in result.rows[:2]] == [
+        (2048, "concat", 2),
+        (2048, "best_fit", 2),
+    ]
+    # Of 60 documents the 41st lies across the end of the first window; 40 of 50 ids fit into 2049 places.
+    assert [row["cut %"] for row in result.rows] == [round(100 / 60, 2), 0, *[0] * 6]
+    assert [row["padded %"] for row in result.rows[:2]] == [
+        round(100 * (1 - 2999 / 4096), 3),
+        round(100 * (1 - 2998 / 4096), 3),
+    ]
+    assert not list(tmp_path.glob("**/*.index"))
 
 
 @pytest.mark.distributed

@@ -37,7 +37,7 @@ LAYERS = (
     "parallel data_prep",
     "resilience kernels batch compose model.spec schedule data.format command_config",
     "config",
-    "device storage",
+    "device storage data_config",
     "errors",
 )
 """The parts of megatrain, the highest first. A part imports from lower lines only: never upwards, never from its own
@@ -52,12 +52,12 @@ ONLY = {
 """Parts that may import less than what lies below them."""
 
 WITHOUT_TORCH = (
-    "__main__ launcher checks layout compose config command_config errors model.spec model.partition objectives",
+    "__main__ launcher checks layout compose config data_config command_config errors model.spec model.partition objectives",
     "observe.records observe.report schedule storage parallel.schedules",
     "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",
     "checkpoint.huggingface.config checkpoint.huggingface.keys",
-    "data.format data.mixture data.order data.prefetch data.reader data.samples",
-    "data.sequences data.slots data.state data_prep.* resilience.*",
+    "data.cache data.format data.mixture data.order data.prefetch data.reader data.remote data.remote_folder",
+    "data.samples data.sequences data.slots data.state data_prep.* resilience.*",
 )
 """What answers before torch is there: the command line and its checks, the offline stage, the parts of
 a run that only read and write files."""

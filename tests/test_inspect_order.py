@@ -13,11 +13,11 @@ import pytest
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
 from megatrain.compose import plain
-from megatrain.config import DataConfig, SourceConfig
 from megatrain.data.documents import extracts
 from megatrain.data.format import TOKENIZER, TRAIN, Manifest
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State, start_state, then
+from megatrain.data_config import DataConfig, SourceConfig
 from megatrain.data_prep.shards import write_manifest
 from megatrain.data_prep.splits import METADATA, SplitWriter
 from megatrain.errors import GaveUp, InputError

@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from megatrain.config import Packing
 from megatrain.data.format import LENGTH_DTYPE, ShardSet
 from megatrain.data.order import Int64
 from megatrain.data.packing import WORD, Words, pack_unit
 from megatrain.data.sequences import Members, Pieces, unit_starts
 from megatrain.data.tables import Array, Column, by_processes, set_table
+from megatrain.data_config import Packing
 from megatrain.errors import GaveUp
 
 DOCUMENTS_A_WORKER = 500_000

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from megatrain.config import CacheConfig
+from megatrain.data_config import CacheConfig
 from megatrain.errors import GaveUp, bad_value
 from megatrain.resilience.files import temporary_beside
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from megatrain.data.format import ShardSet, metadata_path
 from megatrain.data.samples import Source
-from megatrain.storage import one_line
+from megatrain.storage import one_line, root
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def _metadata(shards: ShardSet, shard: int, member: int) -> dict[str, list[str |
     """The ids and urls of a member's documents; None where the Parquet file, which training doesn't need, is absent."""
     import pyarrow.parquet
 
-    path = (shards.tars or shards.folder) / metadata_path(shards.path(shard)).name
+    folder = shards.folder if shards.tars is None else root(str(shards.tars), "path")
+    path = folder / metadata_path(shards.path(shard)).name
     try:
         with one_line(path), path.open("rb") as file:
             table = pyarrow.parquet.ParquetFile(file).read_row_group(member, columns=["id", "url"])

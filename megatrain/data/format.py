@@ -24,12 +24,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,8 @@ from megatrain.storage import listing
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-    from upath import UPath
+
+T = TypeVar("T")
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -108,6 +109,16 @@ class Manifest:
         return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
 
 
+class Tars(Protocol):
+    """A folder in a remote store that tars are read from. str() is its URL."""
+
+    def read_range(self, name: str, start: int, stop: int, make: Callable[[bytes], T]) -> T:
+        """What `make` returns of bytes [start, stop) of a file. It may be called again, if it raises.
+
+        Raises FileNotFoundError; GaveUp where the store doesn't answer, or what `make` raised last, if that is one.
+        """
+
+
 @dataclass(frozen=True)
 class ShardSet:
     """One split. Made by `open_set` or `open_remote`, which have checked it.
@@ -118,7 +129,7 @@ class ShardSet:
 
     folder: Path
     manifest: Manifest
-    tars: UPath | None = None
+    tars: Tars | None = None
     damaged: Mapping[int, int] = field(default_factory=dict)
 
     @property

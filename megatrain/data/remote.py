@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from megatrain.config import RemoteConfig
 from megatrain.data.cache import Cache
 from megatrain.data.format import (
     LENGTH_DTYPE,
@@ -38,6 +37,7 @@ from megatrain.data.format import (
 from megatrain.data.reader import ALTERED, CUT_OFF, BadMember, Payloads, bad_member
 from megatrain.data.remote_folder import REQUESTS, RemoteFolder
 from megatrain.data.sequences import Members
+from megatrain.data_config import RemoteConfig
 from megatrain.errors import GaveUp, InputError
 from megatrain.resilience.files import temporary_beside
 from megatrain.storage import StorageError, root
@@ -69,7 +69,7 @@ def open_remote(url: str, split: str, key: str, limits: RemoteConfig, cache: Cac
     folder = cache.sets / manifest.sha256 / split
     with cache.alone(manifest.sha256):
         _copy_set(remote, above, manifest, folder)
-    return ShardSet(folder, manifest, remote.folder, damaged_shards(manifest, str(remote), sizes, allow_damage))
+    return ShardSet(folder, manifest, remote, damaged_shards(manifest, str(remote), sizes, allow_damage))
 
 
 def _copy_set(remote: RemoteFolder, above: RemoteFolder, manifest: Manifest, folder: Path) -> None:
@@ -103,14 +103,14 @@ def _copy_set(remote: RemoteFolder, above: RemoteFolder, manifest: Manifest, fol
 class RemoteMembers(Payloads):
     """The payloads of a set's members, fetched and cached."""
 
-    def __init__(self, shards: ShardSet, members: Members, limits: RemoteConfig, cache: Cache) -> None:
-        assert shards.tars is not None
+    def __init__(self, shards: ShardSet, members: Members, cache: Cache) -> None:
+        assert shards.tars is not None  # It is open_remote's.
         self._shards = shards
+        self._tars = shards.tars
         self._members = members
         self._cache = cache
-        self._remote = RemoteFolder(shards.tars, limits)
         self._bad: dict[int, BadMember] = {}
-        self._map = lru_cache(maxsize=OPEN_MEMBERS)(self._open)
+        self._place = lru_cache(maxsize=OPEN_MEMBERS)(self._open)
         self._threads = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
 
     def fetch(self, members: npt.NDArray[np.intp]) -> None:
@@ -118,23 +118,23 @@ class RemoteMembers(Payloads):
 
         def fetched(member: int) -> None:
             with suppress(BadMember):
-                self._map(member)
+                self._place(member)
 
         list(self._threads.map(fetched, members.tolist()))
 
     def verify(self, member: int) -> None:
         """Nothing is mapped that isn't verified."""
-        self._map(member)
+        self._place(member)
 
     def place(self, member: int) -> tuple[mmap.mmap, int, int]:
         """The member's file in the cache; the second payload begins where the first ends."""
-        return self._map(member), 0, self._token_bytes(member)
+        return self._place(member)
 
     def _token_bytes(self, member: int) -> int:
         first_token = self._members.first_token
         return int(first_token[member + 1] - first_token[member]) * self._shards.id_dtype.itemsize
 
-    def _open(self, member: int) -> mmap.mmap:
+    def _open(self, member: int) -> tuple[mmap.mmap, int, int]:
         if member in self._bad:
             raise self._bad[member]
         digest = self._members.digest[member].tobytes().hex()
@@ -144,7 +144,7 @@ class RemoteMembers(Payloads):
                 mapped = self._cache.get(digest)  # Another rank may have fetched it meanwhile.
                 if mapped is None:
                     mapped = self._cache.put(digest, *self._download(member, digest))
-        return mapped
+        return mapped, 0, self._token_bytes(member)
 
     def _download(self, member: int, digest: str) -> tuple[memoryview, memoryview]:
         """Both payloads, verified. Raises BadMember, StorageError."""
@@ -153,9 +153,9 @@ class RemoteMembers(Payloads):
         stop = second + int(m.documents[member]) * LENGTH_DTYPE.itemsize
         name = self._shards.manifest.shards[shard].name
 
-        def attempt() -> tuple[memoryview, memoryview]:
-            data = memoryview(self._remote.read_once(name, start, stop))
-            payloads = data[: self._token_bytes(member)], data[second - start :]
+        def verified(data: bytes) -> tuple[memoryview, memoryview]:
+            view = memoryview(data)
+            payloads = view[: self._token_bytes(member)], view[second - start :]
             if member_digest(*payloads) != digest:
                 raise bad_member(self._shards, m, member, ALTERED)
             return payloads
@@ -163,7 +163,7 @@ class RemoteMembers(Payloads):
         try:
             if stop > self._shards.damaged.get(shard, stop):
                 raise bad_member(self._shards, m, member, CUT_OFF)
-            return self._remote.tried(name, attempt)
+            return self._tars.read_range(name, start, stop, verified)
         except BadMember as error:
             self._bad[member] = error
             raise

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from megatrain.config import RemoteConfig
+from megatrain.data_config import RemoteConfig
 from megatrain.errors import GaveUp
 from megatrain.storage import REMOTE_CALL_BYTES, StorageError, listing_entry, said
 
@@ -33,6 +33,12 @@ LONGEST_PAUSE = 30.0
 """Seconds before the second attempt, doubled each time up to these."""
 WITHOUT_LISTING = ("http", "https")
 """Protocols that don't list a folder with the sizes of its files."""
+
+
+def longest_wait(limits: RemoteConfig) -> float:
+    """Seconds after which a request is given up, whatever the server does."""
+    pauses = sum(min(FIRST_PAUSE * 2.0**n, LONGEST_PAUSE) for n in range(limits.retries))
+    return (1 + limits.retries) * limits.timeout_seconds + pauses
 
 
 class RemoteFolder:
@@ -56,8 +62,12 @@ class RemoteFolder:
         """A whole file, of a few megabytes."""
         return bytes(self.tried(name, partial(self._ask, "cat_file", self._path(name))))
 
-    def read_once(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file, in one attempt. Raises whatever the store's library does."""
+    def read_range(self, name: str, start: int, stop: int, make: Callable[[bytes], T]) -> T:
+        """What `make` returns of bytes [start, stop) of a file; it may raise to have them fetched again."""
+        return self.tried(name, lambda: make(self._read_once(name, start, stop)))
+
+    def _read_once(self, name: str, start: int, stop: int) -> bytes:
+        """In one attempt. Raises whatever the store's library does."""
         parts = []
         for at in range(start, stop, REMOTE_CALL_BYTES):
             end = min(at + REMOTE_CALL_BYTES, stop)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from megatrain.config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.cache import Cache
 from megatrain.data.format import TRAIN, Manifest, ShardSet, open_set
@@ -26,6 +25,7 @@ from megatrain.data.reader import Int32, Reader
 from megatrain.data.remote import RemoteMembers, open_remote
 from megatrain.data.segments import Part, Segment, first_segment, mixture_of
 from megatrain.data.sequences import Members, SequenceIndex, open_concat, read_members
+from megatrain.data_config import DataConfig, Packing, SourceConfig, WhenBad
 from megatrain.errors import InputError, bad_value
 from megatrain.storage import URL
 
@@ -107,7 +107,7 @@ def _open_source(name: str, config: SourceConfig, data: DataConfig, sequence_len
     index = cut(sequence_length)
     if index.samples == 0:
         raise InputError(f"{shards.tars or shards.folder}: holds no sample: it has {shards.manifest.tokens} tokens")
-    payloads = None if cache is None else RemoteMembers(shards, members, data.remote, cache)
+    payloads = None if cache is None else RemoteMembers(shards, members, cache)
     reader = Reader(shards, members, payloads, skip)
     shuffle = Shuffle(data.shuffle_block, data.shuffle_blocks) if data.shuffle_block else EVERYWHERE
     return Source(name, config, shards, members, cut, index, reader, shuffle)

@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatrain.config import Packing
 from megatrain.data.format import ShardSet
 from megatrain.data.order import Int64
 from megatrain.data.tables import Array, Column, by_processes, in_memory, set_table
+from megatrain.data_config import Packing
 
 UNIT_SAMPLES = 256
 IN_MEMORY_SHARDS = 1000

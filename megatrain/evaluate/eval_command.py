@@ -18,10 +18,10 @@ from rich.table import Table
 from megatrain import objectives
 from megatrain.batch import Batch
 from megatrain.command_config import EvalConfig
-from megatrain.config import DataConfig
 from megatrain.data.format import HELD_OUT
 from megatrain.data.loader import held_out_batches
 from megatrain.data.samples import open_sources
+from megatrain.data_config import DataConfig
 from megatrain.errors import DONE, InputError, bad_value
 from megatrain.evaluate.loading import Checkpoint, attempt, load_model, load_tokenizer
 from megatrain.evaluate.perplexity import decoded_bytes, evaluate, split, text_sequences

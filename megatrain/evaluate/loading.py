@@ -28,8 +28,9 @@ from megatrain.checkpoint.format import BrokenCheckpoint
 from megatrain.checkpoint.huggingface.config import is_hugging_face
 from megatrain.checkpoint.huggingface.reader import HuggingFaceReader
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import DataConfig, ModelConfig, ObjectiveConfig, Precision
+from megatrain.config import ModelConfig, ObjectiveConfig, Precision
 from megatrain.data.format import TOKENIZER
+from megatrain.data_config import DataConfig
 from megatrain.engines.ranges import MASTER, ShardReader
 from megatrain.errors import InputError, bad_value
 from megatrain.model.transformer import Transformer

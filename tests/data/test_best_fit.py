@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from megatrain.batch import IGNORE
-from megatrain.config import DataConfig, ObjectiveConfig, Packing, SourceConfig
+from megatrain.config import ObjectiveConfig
 from megatrain.data import best_fit as best_fit_module
 from megatrain.data.best_fit import open_best_fit
 from megatrain.data.format import ShardSet
 from megatrain.data.loader import to_sequences
 from megatrain.data.samples import SampleOrder, open_sources, read_samples
 from megatrain.data.sequences import read_members
+from megatrain.data_config import DataConfig, Packing, SourceConfig
 from megatrain.errors import GaveUp, InputError
 from megatrain.objectives import build
 from tests.data.sets import EOS, row, write_set

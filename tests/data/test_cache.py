@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from megatrain.config import CacheConfig
 from megatrain.data.cache import ABANDONED_SECONDS, Cache
+from megatrain.data_config import CacheConfig
 from megatrain.errors import GaveUp, InputError
 
 
@@ -86,7 +86,7 @@ def test_what_earlier_runs_left_counts(tmp_path: Path) -> None:
 
 HAMMER = """
 import random, sys, xxhash
-from megatrain.config import CacheConfig
+from megatrain.data_config import CacheConfig
 from megatrain.data.cache import Cache
 cache, chance = Cache(CacheConfig(path=sys.argv[1], bytes=64_000)), random.Random(int(sys.argv[2]))
 for _ in range(400):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from megatrain.batch import IGNORE
-from megatrain.config import CacheConfig, DataConfig, ObjectiveConfig, RemoteConfig, TrainConfig, WhenBad
+from megatrain.config import ObjectiveConfig, TrainConfig
 from megatrain.data.format import ShardSet
 from megatrain.data.loader import Loader, RankBatch, digest
 from megatrain.data.plan import Plan
 from megatrain.data.reader import BadMember
 from megatrain.data.samples import SampleOrder, open_sources, take_bad_members
+from megatrain.data_config import CacheConfig, DataConfig, RemoteConfig, WhenBad
 from megatrain.errors import GaveUp, InputError
 from megatrain.objectives import build
 from tests.data.http_server import serve

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig, TrainConfig
+from megatrain.config import ObjectiveConfig, TrainConfig
 from megatrain.data.format import open_set
 from megatrain.data.loader import Loader, RankBatch
 from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State
+from megatrain.data_config import DataConfig, SourceConfig
 from megatrain.objectives import build
 from tests.data.sets import documents, write_linked_set
 from tests.reference_order import ReferenceOrder, ReferenceSource
@@ -95,7 +96,8 @@ def test_the_batch_is_that_of_the_reference(plan: Plan, n: int) -> None:
 MEMORY = """
 import sys, time
 import numpy as np, psutil, torch
-from megatrain.config import DataConfig, ObjectiveConfig, TrainConfig
+from megatrain.config import ObjectiveConfig, TrainConfig
+from megatrain.data_config import DataConfig
 from megatrain.data.loader import Loader
 from megatrain.data.plan import Plan
 from megatrain.data.samples import open_sources

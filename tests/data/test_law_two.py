@@ -13,11 +13,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig, TrainConfig
+from megatrain.config import ObjectiveConfig, TrainConfig
 from megatrain.data.loader import Loader
 from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State
+from megatrain.data_config import DataConfig, SourceConfig
 from megatrain.objectives import build
 from tests.data.sets import EOS, Shards, documents, write_set
 from tests.reference_order import ReferenceOrder, ReferenceSource

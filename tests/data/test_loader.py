@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatrain.batch import IGNORE, Batch
-from megatrain.config import DataConfig, ObjectiveConfig, SourceConfig, TrainConfig
+from megatrain.config import ObjectiveConfig, TrainConfig
 from megatrain.data.format import HELD_OUT, ShardSet
 from megatrain.data.loader import Loader, RankBatch, held_out_batches
 from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, Source, open_sources
+from megatrain.data_config import DataConfig, SourceConfig
 from megatrain.errors import GaveUp
 from megatrain.objectives import build
 from tests.data.sets import EOS, flip_a_bit, row, write_set

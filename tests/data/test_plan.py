@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from megatrain.config import DataConfig, ObjectiveConfig, PhaseConfig, SourceConfig, TrainConfig
+from megatrain.config import ObjectiveConfig, TrainConfig
 from megatrain.data.loader import Loader, RankBatch
 from megatrain.data.plan import Plan, every, settings
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State
+from megatrain.data_config import DataConfig, PhaseConfig, SourceConfig
 from megatrain.errors import InputError
 from megatrain.objectives import build
 from tests.data.sets import write_set

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatrain.config import CacheConfig, DataConfig, RemoteConfig, WhenBad
 from megatrain.data import remote_folder
 from megatrain.data.reader import BadMember, Int32
+from megatrain.data.remote_folder import longest_wait
 from megatrain.data.samples import open_sources, read_samples, take_bad_members
+from megatrain.data_config import CacheConfig, DataConfig, RemoteConfig, WhenBad
 from megatrain.errors import GaveUp, InputError
 from megatrain.storage import StorageError, root
 from tests.data.http_server import Fault, Server, serve
@@ -145,6 +146,11 @@ def test_a_server_that_fails_is_named_in_time(server: Server, tmp_path: Path, fa
     expected = rf"{where}: {SAYS[fault]} \(attempt 3 of 3, data\.remote\.retries\)"
     assert re.fullmatch(expected, str(raised.value)), str(raised.value)
     assert raised.value.exit_code == GaveUp.exit_code
+
+
+def test_how_long_a_server_is_waited_for() -> None:
+    assert longest_wait(RemoteConfig(timeout_seconds=30.0, retries=4)) == 5 * 30 + 0.5 + 1 + 2 + 4
+    assert longest_wait(RemoteConfig(timeout_seconds=1.0, retries=8)) == 9 + 0.5 + 1 + 2 + 4 + 8 + 16 + 30 + 30
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "shard-000001.json"])

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatrain.config import DataConfig, SourceConfig
 from megatrain.data.format import HELD_OUT
 from megatrain.data.samples import EMPTY, SampleOrder, held_out_order, open_sources, read_samples
+from megatrain.data_config import DataConfig, SourceConfig
 from megatrain.errors import InputError
 from tests.data.sets import row, write_set
 

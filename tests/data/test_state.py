@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.config import DataConfig, SourceConfig
 from megatrain.data.samples import open_sources
 from megatrain.data.segments import next_segment
 from megatrain.data.state import State, check_state, resume_state, start_state
+from megatrain.data_config import DataConfig, SourceConfig
 from megatrain.errors import InputError
 from tests.data.sets import write_set
 

@@ -71,6 +71,8 @@ IMPOSSIBLE = {
     "parallel.tensor=3": "parallel.tensor=3: has to divide model.num_heads=4",
     "parallel.tensor=4": "parallel.tensor=4: its ranks have to be on one node, which has 2; legal: 2",
     "launch.nodes=2": "launch.rendezvous=null: launch.nodes=2 need HOST:PORT to meet at",
+    "data.remote.retries=-1": "data.remote.retries=-1: legal: 0 or more",
+    "data.cache.bytes=0": "data.cache.bytes=0: legal: above 0",
     "launch.processes=0": "launch.processes=0: legal: above 0",
     "resilience.heartbeat_seconds=0": "resilience.heartbeat_seconds=0.0: legal: above 0",
     "resilience.timeout_seconds=15": "resilience.timeout_seconds=15.0: legal: at least 20.0, four resilience.heartbeat",
@@ -96,6 +98,16 @@ def test_bad_configuration_is_one_line(
     line = said_before_the_start([*keys(small_set, tmp_path / "run"), "launch.processes=2", override], capsys)
     assert line.startswith(IMPOSSIBLE[override])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_server_is_waited_for_longer_than_a_rank_may_be_silent(
+    small_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = keys(small_set, tmp_path / "run", "data.path=http://127.0.0.1:9/set", "data.remote.timeout_seconds=200")
+    assert said_before_the_start(arguments, capsys) == (
+        "data.remote.timeout_seconds=200.0: with data.remote.retries it is 1007.5 s until a server is given up; "
+        "legal: less in all than resilience.timeout_seconds=600.0"
+    )
 
 
 @pytest.mark.parametrize("broken", ["missing", "of another size"])
