@@ -52,8 +52,8 @@ ONLY = {
 """Parts that may import less than what lies below them."""
 
 WITHOUT_TORCH = (
-    "__main__ launcher checks layout compose config data_config command_config errors model.spec model.partition objectives",
-    "observe.records observe.report schedule storage parallel.schedules",
+    "__main__ launcher checks layout compose config data_config command_config errors model.spec model.partition",
+    "objectives observe.records observe.report schedule storage parallel.schedules",
     "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",
     "checkpoint.huggingface.config checkpoint.huggingface.keys",
     "data.cache data.format data.mixture data.order data.prefetch data.reader data.remote data.remote_folder",
