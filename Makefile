@@ -51,6 +51,8 @@ docs: $(VENV)/installed  ## docs/configuration.md, from the typed configuration
 	$(BIN)/python docs/generate_configuration.py
 
 benchmarks: $(VENV)/installed  ## each prints a table, and fails when a bar doesn't hold
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		litdata==0.2.76 torchdata==0.11.0 lightning-utilities==0.15.3
 	for name in loader packing prep train_step checkpoint; do $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean:

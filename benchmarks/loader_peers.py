@@ -103,7 +103,8 @@ def write_members(ids: UInt16, folder: Path, length: int, samples: int) -> None:
     windows = sliding_window_view(ids, length + 1)[::length]
     with webdataset.TarWriter(str(folder / "shard.tar")) as tar:
         for at in range(0, len(windows), samples):
-            tar.write({"__key__": f"{at:09d}", "tokens": np.ascontiguousarray(windows[at : at + samples]).tobytes()})
+            rows = windows[at : at + samples] if samples > 1 else windows[at]
+            tar.write({"__key__": f"{at:09d}", "npy": rows})
 
 
 def write_one(ids: UInt16, folder: Path, length: int) -> None:
@@ -119,7 +120,7 @@ def write_many(ids: UInt16, folder: Path, length: int) -> None:
 def read_one(folder: Path, length: int, batch: int) -> Iterator[Tensor]:
     """Samples shuffled in a buffer of a thousand, collated in batches."""
     samples: Any = webdataset.WebDataset(str(folder / "shard.tar"), shardshuffle=False).shuffle(1000)
-    members = samples.map(lambda member: np.frombuffer(member["tokens"], np.uint16))
+    members = samples.decode().map(lambda member: member["npy"])
     for rows in members.batched(batch, collation_fn=np.stack, partial=True):
         assert rows.shape[1] == length + 1
         yield torch.from_numpy(rows.astype(np.int32))
@@ -127,8 +128,9 @@ def read_one(folder: Path, length: int, batch: int) -> Iterator[Tensor]:
 
 def read_many(folder: Path, length: int, batch: int) -> Iterator[Tensor]:
     """Samples in the order of the tar, sliced from each member."""
-    for member in webdataset.WebDataset(str(folder / "shard.tar"), shardshuffle=False):
-        windows = np.frombuffer(member["tokens"], np.uint16).reshape(-1, length + 1)
+    for member in webdataset.WebDataset(str(folder / "shard.tar"), shardshuffle=False).decode():
+        windows = member["npy"]
+        assert windows.shape[1] == length + 1
         for at in range(0, len(windows), batch):
             yield torch.from_numpy(windows[at : at + batch].astype(np.int32))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -115,9 +116,7 @@ class Loader(Iterator[RankBatch]):
         n[n >= end] = EMPTY
         raw = order.read(n)
         batch = self._objective(to_sequences(raw)).map(device.pin_memory)
-        size = places.shape[1]
-        micro_batches = [part(batch, at, at + size) for at in range(0, len(n), size)]
-        return RankBatch(micro_batches, digest(n, raw.ids), first, end - 1)
+        return RankBatch(split(batch, places.shape[1]), digest(n, raw.ids), first, end - 1)
 
 
 def held_out_batches(
@@ -156,6 +155,7 @@ def to_sequences(raw: RawSamples) -> Sequences:
     return Sequences(*(torch.from_numpy(array) for array in (raw.ids, raw.document, raw.length, raw.source)))
 
 
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples [start, stop) of a batch, the same memory."""
-    return batch.map(lambda tensor: tensor[start:stop])
+def split(batch: Batch, size: int) -> list[Batch]:
+    """The batch in lots of `size` samples, the same memory."""
+    fields = [repeat(None) if value is None else value.split(size) for value in vars(batch).values()]
+    return [Batch(*lot) for lot in zip(*fields, strict=False)]

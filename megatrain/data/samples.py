@@ -192,25 +192,28 @@ class SampleOrder:
 
     def __init__(self, sources: list[Source], seed: int, segment: Segment | None = None) -> None:
         if segment is None:
-            parts = {source.name: part_of(source, source.config.weight) for source in sources}
+            mixture = {source.name: part_of(source, source.config.weight) for source in sources}
             index = sources[0].index
-            segment = first_segment(parts, index.sequence_length, index.packing.value, global_batch_size=1)
+            segment = first_segment(mixture, index.sequence_length, index.packing.value, global_batch_size=1)
         self.sources = sources
         self.seed = seed
         self._first = segment["mixture_from"]
         self._mixture = mixture_of(segment)
         length = self._mixture.total_samples
         self.total_samples = None if length is None else self._first + length
-        self._parts = [segment["mixture"][source.name] for source in sources]
+        parts = [segment["mixture"][source.name] for source in sources]
+        self._keys = [
+            source_key(seed, source.name, part["permutation"]) for source, part in zip(sources, parts, strict=True)
+        ]
+        self._begins = [part["first"] for part in parts]
 
     def locate(self, n: Int64) -> tuple[Int32, Int64]:
         """The source, int32[any], and the number in it, int64[any], of samples n: int64[any], of the segment."""
         source, place = self._mixture.locate(n - self._first)
         sample = np.empty_like(place)
-        for number, (each, part) in enumerate(zip(self.sources, self._parts, strict=True)):
+        for number, (each, key, first) in enumerate(zip(self.sources, self._keys, self._begins, strict=True)):
             chosen = source == number
-            key = source_key(self.seed, each.name, part["permutation"])
-            sample[chosen] = shuffled(place[chosen] + part["first"], each.index.samples, key, each.shuffle)
+            sample[chosen] = shuffled(place[chosen] + first, each.index.samples, key, each.shuffle)
         return source, sample
 
     def read(self, n: Int64) -> RawSamples:

@@ -33,7 +33,7 @@ class Causal:
         start = document[:, :-1].contiguous()
         return Batch(
             input_ids=sequences.ids[:, :-1].contiguous(),
-            targets=sequences.ids[:, 1:].masked_fill(unpredicted[:, 1:], IGNORE),
+            targets=torch.where(unpredicted[:, 1:], IGNORE, sequences.ids[:, 1:]),
             positions=place[:-1] - start,
             start=start,
             end=None,
