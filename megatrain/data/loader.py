@@ -90,15 +90,15 @@ class Loader(Iterator[RankBatch]):
 
     def _steps(self, state: State, step: int) -> Iterator[tuple[RankBatch, State]]:
         """Each step's batch, and the state after it."""
-        began, order = len(state["segments"]), None
+        config, began, order = self._plan.config, len(state["segments"]), None
         while True:
             state = self._plan.advance(state, step)
-            begun = state["segments"][began:]
+            begun, segment = state["segments"][began:], state["segments"][-1]
             if begun or order is None:
-                began, segment = len(state["segments"]), state["segments"][-1]
-                size = settings(self._plan.config, step).micro_batch_size
-                places = slots(segment["global_batch_size"], size, self._ranks, self._rank)
-                order = SampleOrder(self._plan.sources(segment["sequence_length"]), self._plan.config.seed, segment)
+                began = len(state["segments"])
+                order = SampleOrder(self._plan.sources(segment["sequence_length"]), config.seed, segment)
+            size = settings(config, step).micro_batch_size
+            places = slots(segment["global_batch_size"], size, self._ranks, self._rank)
             first, total = state["n"], order.total_samples
             end = first + segment["global_batch_size"]
             if total is not None:

@@ -108,6 +108,15 @@ def test_each_phase_is_a_segment(folder: Path) -> None:
     assert {int(source) for batch in batches[7:] for part in batch.micro_batches for source in part.source} == {0}
 
 
+def test_a_phase_of_another_micro_batch_size_alone_is_no_segment(folder: Path) -> None:
+    phases = {"small": PhaseConfig(after_step=2, micro_batch_size=1)}
+    (batches,), state = run(plan_of(config_of(folder, phases=phases)), 4)
+    assert [[len(part.input_ids) for part in batch.micro_batches] for batch in batches] == [[2] * 4] * 2 + [[1] * 8] * 2
+    assert len(state["segments"]) == 1
+    (plain,), _ = run(plan_of(config_of(folder)), 4)
+    assert digests([batches]) == digests([plain])
+
+
 def test_a_source_goes_on_where_it_was_when_only_weights_change(folder: Path) -> None:
     phases = {"other": PhaseConfig(after_step=3, weights={"web": 1.0, "books": 1.0})}
     plan = plan_of(config_of(folder, phases=phases))
