@@ -33,10 +33,10 @@ if os.environ.get("RANK") == "1":
 
     read = Loader._step
 
-    def hanging(self, first, end):
+    def hanging(self, order, places, first, end):
         if first == 5 * 8:
             time.sleep(1000)
-        return read(self, first, end)
+        return read(self, order, places, first, end)
 
     Loader._step = hanging
 """
