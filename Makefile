@@ -26,7 +26,7 @@ test-deaths: $(VENV)/installed  ## the real command killed, its files altered, i
 
 test-parity: $(VENV)/installed  ## every layout against one process; an hour on two cores
 	$(PYTEST) -m "distributed and not gpu" $(addprefix tests/distributed/test_, \
-		parity.py costs.py pipeline.py initial_weights.py checkpoint_layouts.py)
+		parity.py costs.py pipeline.py initial_weights.py checkpoint_layouts.py remote_resume.py first_weights.py)
 
 test-chaos: $(VENV)/installed  ## every way to die in a save; half an hour on two cores
 	$(PYTEST) -m chaos tests/chaos

@@ -35,7 +35,9 @@ def open_newest(run_dir: Path) -> CheckpointReader:
     return CheckpointReader(folder)
 
 
-@pytest.mark.parametrize("through", ["run directory", "average", "Hugging Face folder"])
+@pytest.mark.parametrize(
+    "through", [pytest.param("run directory", marks=pytest.mark.long), "average", "Hugging Face folder"]
+)
 def test_a_new_run_has_the_weights_and_nothing_else(
     through: str, small_set: Path, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_killed_run_goes_on_from_its_copy_alone(
     assert listing(last) == listing(step_folder(run_dir, STEPS))
 
 
+@pytest.mark.long
 def test_another_layout_goes_on_from_the_copy(small_set: Path, tmp_path: Path, s3: S3Server) -> None:
     url = f"{s3.new_bucket()}/run"
     keys = ("precision=fp32", "saving.every=4", f"saving.remote={url}")
