@@ -11,7 +11,6 @@ Design choices:
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,8 +22,6 @@ from megatrain.checkpoint.snapshot import Snapshot
 from megatrain.config import SavingConfig, WhenBusy
 from megatrain.engines.ranges import Shard
 from megatrain.resilience.progress import Progress
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,12 +86,8 @@ def every(run_dir: Path, remote: str | None) -> list[Found[Path] | Found[UPath]]
 
 def newest(run_dir: Path, remote: str | None = None) -> tuple[Folder | None, list[str]]:
     """The newest whole one of `every` (None: there is none), and why newer ones were passed over."""
-    return _newest(every(run_dir, remote))
-
-
-def _newest(found: Iterable[Found[Path] | Found[UPath]]) -> tuple[Folder | None, list[str]]:
     passed_over: list[str] = []
-    for one in found:
+    for one in every(run_dir, remote):
         if one.problem is None:
             return one.path, passed_over
         passed_over.append(one.problem)

@@ -33,7 +33,7 @@ from megatrain.config import ModelConfig, ParallelConfig, Precision
 from megatrain.model import spec
 from megatrain.resilience.agreement import Agreement
 from tests import reference, samples
-from tests.distributed.matrix import ENGINES, MODELS, SEEDS, distance
+from tests.distributed.matrix import ENGINES, MODELS, SEEDS, Found, distance
 from tests.distributed.pool import Pool
 from tests.distributed.training import LEARNING_RATE, AnyEngine, Curve, make_engine, train
 from tests.engines.states import resident_bytes, same, snapshot
@@ -269,18 +269,6 @@ def one_process(
 @cache
 def floor(model: str) -> float:
     return reference.floor(lambda size: one_process(model, Precision.fp32, micro_batch_size=size))
-
-
-@dataclass(frozen=True)
-class Found:
-    """How far a pair is from one process, and what law 4 allows."""
-
-    difference: float
-    allowed: float
-
-    @property
-    def holds(self) -> bool:
-        return self.difference <= self.allowed
 
 
 def measure(runs: Runs, pair: Pair) -> Found:
