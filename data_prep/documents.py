@@ -55,7 +55,7 @@ class Documents:
         self._derived = derived or {}
 
     def __len__(self) -> int:
-        return self.batch.num_rows
+        return len(self.batch)
 
     @cached_property
     def texts(self) -> list[str]:

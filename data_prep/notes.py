@@ -52,6 +52,11 @@ class Tally:
         self.bytes += other.bytes
         self.examples = sorted(self.examples + other.examples)[:EXAMPLES]
 
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Tally:
+        """The reverse of asdict."""
+        return Tally(**value | {"examples": [Example(**example) for example in value["examples"]]})
+
 
 @dataclass
 class Notes:
@@ -95,12 +100,7 @@ class Notes:
         """The reverse of to_json."""
         dropped, changed = (
             {
-                step: {
-                    reason: Tally(
-                        each["documents"], each["bytes"], [Example(**example) for example in each["examples"]]
-                    )
-                    for reason, each in tallies.items()
-                }
+                step: {reason: Tally.from_json(tally) for reason, tally in tallies.items()}
                 for step, tallies in value[kind].items()
             }
             for kind in ("dropped", "changed")
