@@ -18,7 +18,8 @@ from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
 from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, metadata_path, shard_name
 from megatrain.data_config import Packing
-from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
+from megatrain.data_prep.shards.writer import ShardWriter
 from megatrain.errors import InputError
 from megatrain.inspect import run
 from tests.checkpoint.layouts import even_layout, random_whole, trainer_state

@@ -21,7 +21,8 @@ from megatrain.data.format import (
     shard_name,
 )
 from megatrain.data.order import Int64
-from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
+from megatrain.data_prep.shards.writer import ShardWriter
 
 EOS = 0
 Shards = Sequence[Sequence[Sequence[int]]]

@@ -20,7 +20,7 @@ from megatrain.data.format import (
     member_digest,
     open_set,
 )
-from megatrain.data_prep.shards import write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
 from megatrain.errors import GaveUp, InputError
 from tests.data.sets import write_set
 

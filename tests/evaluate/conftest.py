@@ -15,7 +15,8 @@ from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.config import ModelConfig, ObjectiveConfig
 from megatrain.data.format import HELD_OUT, Manifest, shard_name
-from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
+from megatrain.data_prep.shards.writer import ShardWriter
 from megatrain.engines.ranges import Shard
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.spec import parameters
