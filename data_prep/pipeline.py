@@ -26,7 +26,8 @@ from rich.console import Console
 
 from megatrain.data.format import HELD_OUT, MANIFEST, TOKENIZER, TRAIN, Manifest, id_dtype_name
 from megatrain.data_prep.config import PrepConfig, check
-from megatrain.data_prep.pool import WorkerDiedError, in_order
+from megatrain.data_prep.execute.pool import in_order
+from megatrain.data_prep.execute.tasks import WorkerDiedError
 from megatrain.data_prep.readers import Files, Unit, find_files, plan, sample
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.shards import AtomicFile, write_manifest
