@@ -126,6 +126,8 @@ def _claimed(output: Path) -> Iterator[None]:
             raise bad_value("output", output, "another run is writing it") from None
         except OSError:
             pass  # a file system without locks
+        for left in output.rglob(".*.partial"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
 
 
