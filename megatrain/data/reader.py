@@ -7,6 +7,8 @@ Design choices:
   by name, or is skipped where that was asked for. Whether it is bad lies in the file alone, so all ranks do alike.
   What can't be read at all is never skipped: with a mount that is gone all samples would be.
 - Document starts come from `.lengths`, not from looking for EOS: an id inside a text may be anything.
+- A step's ranges are read together: numpy is called for all of them, and what is done for each copies bytes. No view of
+  a map outlives a call.
 - Memory is bounded whatever the set's size: so many maps (each holds a file open), so many bytes of document starts.
 - Safe to use from several threads: the caches are lru_cache's, and to verify a member twice changes nothing.
 """

@@ -36,7 +36,7 @@ def usable(reader: Reader, starts: list[int], size: int, expected: Int64) -> lis
     ids = np.zeros(len(starts) * size, reader.id_dtype)
     found, _ = reader.read(start, start + size, to, ids)
     assert np.array_equal(ids.reshape(-1, size)[found], expected[start[:, None] + np.arange(size)][found])
-    return found.tolist()
+    return list(found)
 
 
 @pytest.fixture(scope="module", params=[60_000, 70_000], ids=["uint16", "uint32"])
