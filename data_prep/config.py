@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from megatrain.data_prep.read import config as read
+from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
 from megatrain.errors import bad_value
 
 
@@ -26,32 +28,17 @@ class TokenizerConfig:
 
 
 @dataclass
-class ColumnsConfig:
-    """Which keys of a JSON record, or columns of a Parquet file, hold what. All others become the metadata."""
-
-    text: str = "text"
-    """The document."""
-    id: str = "id"
-    """Its name. A record without one gets FILE:BYTE (Parquet: FILE:ROW), where it begins."""
-    url: str = "url"
-    """Where it is from."""
-    source: str = "source"
-    """The collection that it belongs to."""
-    language: str = "language"
-    """Its language."""
-
-
-@dataclass
 class PrepConfig:
     """`megatrain prep`: text to shards."""
 
     input: str = MISSING
-    """A file, a folder (with all below it) or a glob: .txt (a file is a document), .jsonl, either with .gz or .zst;
-    .parquet."""
+    """A file, a folder (with all below it) or a glob, on a file system or as a URL: .txt (a file is a document),
+    .jsonl, .csv, .tsv, .html, .warc, .wet, each also with .gz, .zst, .bz2 or .xz; .parquet, .arrow."""
     output: str = MISSING
     """The folder to write: new, empty, or left by a run that didn't finish."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
     source: str | None = None
     """The source of documents that don't name theirs."""
     language: str | None = None
@@ -72,6 +59,7 @@ class PrepConfig:
 
 def check(config: PrepConfig) -> None:
     """Raises InputError for a value that can't be had."""
+    read.check(config.read)
     tokenizer = config.tokenizer
     if (tokenizer.path is None) == (not tokenizer.train):
         raise bad_value("tokenizer.path", tokenizer.path, "give this or tokenizer.train=true, not both")

@@ -27,7 +27,8 @@ from rich.console import Console
 from megatrain.data.format import HELD_OUT, MANIFEST, TOKENIZER, TRAIN, Manifest, id_dtype_name
 from megatrain.data_prep.config import PrepConfig, check
 from megatrain.data_prep.pool import WorkerDiedError, in_order
-from megatrain.data_prep.readers import Files, Unit, find_files, plan, sample
+from megatrain.data_prep.read.files import Files, Unit, find_files, plan
+from megatrain.data_prep.read.reader import sample
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.shards import AtomicFile, write_manifest
 from megatrain.data_prep.splits import SplitWriter
@@ -62,7 +63,7 @@ def run(config: PrepConfig) -> int:
     _check_output(output)
     vocabulary = _vocabulary(config, files, console)
     _claim(output)
-    report = Report(Counts(), files=len(files), ignored_files=ignored)
+    report = Report(Counts(), files=len(files), ignored_files=ignored.total())
     try:
         _make_set(config, files, vocabulary, report, console)
     except (GaveUp, OSError) as error:
@@ -112,9 +113,9 @@ def _vocabulary(config: PrepConfig, files: Files, console: Console) -> Vocabular
     if tokenizer.path is not None:
         return load(Path(tokenizer.path), tokenizer.eos_token)
     console.print(f"training a tokenizer of {tokenizer.vocab_size:,} ids", highlight=False)
-    documents = sample(files, config.columns, tokenizer.train_bytes)
-    texts = (found.text for found in documents if not is_held_out(found.text.encode(), config.held_out_share))
-    return train(texts, tokenizer.vocab_size)
+    texts = sample(files, config.columns, config.read, tokenizer.train_bytes)
+    trained = (text for text in texts if not is_held_out(text.encode(), config.held_out_share))
+    return train(trained, tokenizer.vocab_size)
 
 
 def _make_set(config: PrepConfig, files: Files, vocabulary: Vocabulary, report: Report, console: Console) -> None:
@@ -123,7 +124,7 @@ def _make_set(config: PrepConfig, files: Files, vocabulary: Vocabulary, report: 
     units = plan(files, config.unit_bytes)
     with AtomicFile(output / TOKENIZER) as stored:
         stored.write(vocabulary.data)
-    sampled = [document.text for document in sample(files, config.columns, PARITY_BYTES)]
+    sampled = list(sample(files, config.columns, config.read, PARITY_BYTES))
     report.backend, report.backend_reason = pick_backend(vocabulary, sampled)
     tokenizer = StoredTokenizer(
         path=str(output / TOKENIZER),
@@ -132,7 +133,7 @@ def _make_set(config: PrepConfig, files: Files, vocabulary: Vocabulary, report: 
         vocab_size=vocabulary.vocab_size,
         backend=report.backend,
     )
-    settings = Settings(tokenizer, config.columns, config.source, config.language, config.held_out_share)
+    settings = Settings(tokenizer, config.columns, config.read, config.source, config.language, config.held_out_share)
     manifests = _write_shards(config, units, settings, report, console)
     report.reason = _reason(report.counts, config.max_bad_share)
     if not report.counts.documents[TRAIN]:

@@ -20,18 +20,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from megatrain.data.format import HELD_OUT, TRAIN, id_dtype_name
-from megatrain.data_prep.config import ColumnsConfig
-from megatrain.data_prep.readers import BrokenFileError, Document, Problem, Unit, check, read
+from megatrain.data_prep.documents import Documents
+from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
+from megatrain.data_prep.read.files import Unit
+from megatrain.data_prep.read.reader import read_unit
+from megatrain.data_prep.read.records import Problem
 from megatrain.data_prep.shards import AtomicFile
 from megatrain.data_prep.splits import METADATA
 from megatrain.data_prep.tokenizer import Encoder, Vocabulary
 
 SPLITS = (TRAIN, HELD_OUT)
-BATCH_CHARACTERS = 1 << 22
-"""Text that is tokenized at once."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Settings:
 
     tokenizer: StoredTokenizer
     columns: ColumnsConfig
+    read: ReadConfig
     source: str | None
     language: str | None
     held_out_share: float
@@ -82,6 +85,10 @@ class Counts:
         self.problems.setdefault(name, Counter())[problem.kind] += 1
         self.first_problem.setdefault(problem.kind, problem.place)
 
+    def add_broken(self, name: str, why: str) -> None:
+        """Notes a file that gives nothing."""
+        self.broken[name] = why
+
     @property
     def bad(self) -> int:
         """Records that can't be used."""
@@ -97,11 +104,12 @@ def prepare(numbered: tuple[int, Unit], settings: Settings, folder: Path) -> Cou
     """Tokenizes a unit. Its documents are then in `result_path`, for each split; a broken file leaves none."""
     number, unit = numbered
     counts = Counts()
+    unit_documents = read_unit(unit, settings.columns, settings.read, counts.add_problem, counts.add_broken)
     with ExitStack() as stack:
         files = {split: stack.enter_context(AtomicFile(result_path(folder, number, split))) for split in SPLITS}
         schema = _schema(settings)
         streams = {split: stack.enter_context(pa.ipc.new_stream(file, schema)) for split, file in files.items()}
-        for documents in _batches(unit, settings, counts):
+        for documents in unit_documents:
             for split, batch in _tokenize(documents, settings, counts).items():
                 streams[split].write_batch(batch)
     return counts
@@ -116,33 +124,12 @@ def results(folder: Path, number: int, split: str) -> Iterator[tuple[npt.NDArray
             yield ids.values.to_numpy(), lengths, batch.select(METADATA.names)
 
 
-def _batches(unit: Unit, settings: Settings, counts: Counts) -> Iterator[list[Document]]:
-    documents: list[Document] = []
-    characters = 0
-    for piece in unit:
-        try:
-            check(piece)
-            for found in read(piece, settings.columns):
-                if isinstance(found, Problem):
-                    counts.add_problem(piece.name, found)
-                    continue
-                documents.append(found)
-                characters += len(found.text)
-                if characters >= BATCH_CHARACTERS:
-                    yield documents
-                    documents, characters = [], 0
-        except BrokenFileError as error:
-            counts.broken[piece.name] = str(error)
-    if documents:
-        yield documents
-
-
-def _tokenize(documents: list[Document], settings: Settings, counts: Counts) -> dict[str, pa.RecordBatch]:
+def _tokenize(documents: Documents, settings: Settings, counts: Counts) -> dict[str, pa.RecordBatch]:
     """Documents as a batch for each split that has any."""
-    encoded = _encoder(settings.tokenizer).encode([document.text for document in documents])
+    encoded = _encoder(settings.tokenizer).encode(documents.texts)
     chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for index, document in enumerate(documents):
-        text = document.text.encode()
+    for index, document in enumerate(documents.texts):
+        text = document.encode()
         held_out = is_held_out(text, settings.held_out_share)
         chosen[HELD_OUT if held_out else TRAIN].append(index)
         counts.text_bytes += len(text)
@@ -153,15 +140,12 @@ def _tokenize(documents: list[Document], settings: Settings, counts: Counts) -> 
         ids = [encoded[index] for index in indices]
         offsets = np.cumsum([0, *(len(document) for document in ids)])
         lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate(ids)))
-        rows = [documents[index] for index in indices]
-        columns = {
-            "id": [row.id for row in rows],
-            "url": [row.url for row in rows],
-            "source": [row.source or settings.source for row in rows],
-            "language": [row.language or settings.language for row in rows],
-            "metadata": [row.metadata for row in rows],
-        }
-        arrays = [pa.array(columns[name], pa.string()) for name in METADATA.names]
+        rows = documents.batch.take(indices)
+        defaults = {"source": settings.source, "language": settings.language}
+        arrays = [
+            rows.column(name) if (default := defaults.get(name)) is None else pc.fill_null(rows.column(name), default)
+            for name in METADATA.names
+        ]
         batches[split] = pa.RecordBatch.from_arrays([lists, *arrays], schema=_schema(settings))
         counts.documents[split] += len(indices)
         counts.tokens[split] += int(offsets[-1])

@@ -45,7 +45,7 @@ line. `model.spec` and `data.format` are files that lie lower than the folder th
 
 ONLY = {
     "kernels": {"device"},
-    "data_prep": {"errors", "data.format"},
+    "data_prep": {"errors", "data.format", "storage"},
     "model.spec": {"config", "errors"},
     "data.format": {"errors", "storage"},
 }
