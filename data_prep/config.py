@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from megatrain.data_prep.execute import config as execute
 from megatrain.data_prep.execute.config import ExecuteConfig
-from megatrain.data_prep.execute.config import check as check_execute
+from megatrain.data_prep.read import config as read
+from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
 from megatrain.errors import bad_value
 
 
@@ -28,28 +30,12 @@ class TokenizerConfig:
 
 
 @dataclass
-class ColumnsConfig:
-    """Which keys of a JSON record, or columns of a Parquet file, hold what. All others become the metadata."""
-
-    text: str = "text"
-    """The document."""
-    id: str = "id"
-    """Its name. A record without one gets FILE:BYTE (Parquet: FILE:ROW), where it begins."""
-    url: str = "url"
-    """Where it is from."""
-    source: str = "source"
-    """The collection that it belongs to."""
-    language: str = "language"
-    """Its language."""
-
-
-@dataclass
 class PrepConfig(ExecuteConfig):
     """`megatrain prep`: text to shards."""
 
     input: str | None = None
-    """A file, a folder (with all below it) or a glob: .txt (a file is a document), .jsonl, either with .gz or .zst;
-    .parquet."""
+    """A file, a folder (with all below it) or a glob, on a file system or as a URL: .txt (a file is a document),
+    .jsonl, .csv, .tsv, .html, .warc, .wet, each also with .gz, .zst, .bz2 or .xz; .parquet, .arrow."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Several inputs, each with a name: inputs.NAME=PATTERN. Documents that don't name their source get NAME; of equal
     documents the first one's stays, in the order in which inputs are given."""
@@ -59,6 +45,7 @@ class PrepConfig(ExecuteConfig):
     """Add the shards of this input to the finished set in `output`."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
     source: str | None = None
     """The source of documents that don't name theirs."""
     language: str | None = None
@@ -77,7 +64,8 @@ class PrepConfig(ExecuteConfig):
 
 def check(config: PrepConfig) -> None:
     """Raises InputError for a value that can't be had."""
-    check_execute(config)
+    execute.check(config)
+    read.check(config.read)
     tokenizer = config.tokenizer
     if (config.input is None) == (not config.inputs):
         raise bad_value("input", config.input, "give this or inputs.NAME=..., not both")

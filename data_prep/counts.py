@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatrain.data_prep.read.records import Problem
+
 LENGTH_BINS = 32
 """Documents of [2^k, 2^(k+1)) tokens, k = 0 .. 31."""
 
@@ -78,10 +80,14 @@ class Counts:
         bins = np.bincount(np.log2(tokens).astype(np.int64), minlength=LENGTH_BINS)
         self.lengths = [own + more for own, more in zip(self.lengths, bins.tolist(), strict=True)]
 
-    def add_problem(self, name: str, kind: str, place: str) -> None:
+    def add_problem(self, name: str, problem: Problem) -> None:
         """Counts a bad record of the file `name`."""
-        self.problems.setdefault(name, Counter())[kind] += 1
-        self.first_problem.setdefault(kind, place)
+        self.problems.setdefault(name, Counter())[problem.kind] += 1
+        self.first_problem.setdefault(problem.kind, problem.place)
+
+    def add_broken(self, name: str, why: str) -> None:
+        """Notes a file that gives nothing."""
+        self.broken[name] = why
 
     @property
     def bad(self) -> int:

@@ -139,7 +139,7 @@ def _make_set(
     tokenizer, report.backend_reason = store(found, config, inputs)
     report.backend = tokenizer.backend
     units = plan_units(inputs, config, tokenizer.sha256, work / "units")
-    files = [(name, path.stat().st_size) for each in inputs for path, name in each.files]
+    files = [(file.name, file.size) for each in inputs for file in each.files]
     lineage = new_lineage(what_matters(config), files, read_lineage(output))
     _each(config, console, "preparing", partial(prepare, settings=Settings(config, tokenizer)), units, report)
     for unit in units:

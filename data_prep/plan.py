@@ -22,7 +22,7 @@ from megatrain import __version__
 from megatrain.data.format import LENGTH_DTYPE, Manifest, id_dtype_name, shard_name
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.execute.config import ExecuteConfig
-from megatrain.data_prep.read import Files, Unit, find_files, plan
+from megatrain.data_prep.read.files import Files, Unit, find_files, plan
 from megatrain.data_prep.results import has_split
 from megatrain.data_prep.shards.cut import cut
 from megatrain.data_prep.shards.write import ShardTask
@@ -45,8 +45,9 @@ class Input:
 
 def find_inputs(config: PrepConfig) -> list[Input]:
     """The files of all inputs. Raises InputError where an input has none."""
-    patterns = {None: config.input} if config.input else {}
-    return [Input(source, *find_files(pattern)) for source, pattern in {**patterns, **config.inputs}.items()]
+    patterns: dict[str | None, str] = {None: config.input} if config.input else {}
+    found = [(source, *find_files(pattern)) for source, pattern in {**patterns, **config.inputs}.items()]
+    return [Input(source, files, ignored.total()) for source, files, ignored in found]
 
 
 def what_matters(config: PrepConfig) -> dict[str, Any]:

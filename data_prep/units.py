@@ -32,7 +32,8 @@ from megatrain.data_prep.counts import Amount, Counts
 from megatrain.data_prep.documents import Documents, Step
 from megatrain.data_prep.files import AtomicFolder, is_whole, said
 from megatrain.data_prep.notes import Notes
-from megatrain.data_prep.read import Unit, read_unit
+from megatrain.data_prep.read.files import Unit
+from megatrain.data_prep.read.reader import read_unit
 from megatrain.data_prep.results import METADATA, Done, ResultsWriter
 from megatrain.data_prep.steps import steps
 from megatrain.data_prep.tokenizer import Encoder, Vocabulary
@@ -99,8 +100,7 @@ def _done(counts: Counts) -> Done:
 
 def _read(task: UnitTask, config: PrepConfig, counts: Counts, notes: Notes) -> Iterator[Documents]:
     """The documents that every step lets pass."""
-    broken = counts.broken.__setitem__
-    for documents in read_unit(task.unit, config.columns, counts.add_problem, broken):
+    for documents in read_unit(task.unit, config.columns, config.read, counts.add_problem, counts.add_broken):
         counts.records += len(documents)
         named = _with_names(documents, task.source or config.source, config.language)
         if len(left := through(process_steps(config), named, notes)):

@@ -23,7 +23,7 @@ from megatrain.data_prep.documents import SCHEMA, Documents
 from megatrain.data_prep.files import AtomicFile
 from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.plan import WORK, Input, what_matters
-from megatrain.data_prep.read import Document, sample
+from megatrain.data_prep.read.reader import sample
 from megatrain.data_prep.steps import steps
 from megatrain.data_prep.tokenizer import Vocabulary, load, pick_backend, train
 from megatrain.data_prep.units import StoredTokenizer, is_held_out, through
@@ -59,8 +59,7 @@ def store(found: Vocabulary, config: PrepConfig, inputs: list[Input]) -> tuple[S
 
 def _trained(config: PrepConfig, inputs: list[Input]) -> Path:
     """Where the tokenizer of a run that trains one is, from when it was trained on."""
-    files = [(name, path.stat().st_size, path.stat().st_mtime_ns) for each in inputs for path, name in each.files]
-    key = xxhash.xxh3_64_hexdigest(repr((what_matters(config), files)))
+    key = xxhash.xxh3_64_hexdigest(repr((what_matters(config), [each.files for each in inputs])))
     return Path(config.output) / WORK / f"tokenizer-{key}.json"
 
 
@@ -75,10 +74,9 @@ def _texts(config: PrepConfig, inputs: list[Input], limit: int) -> Iterator[str]
 
 def _sampled(inputs: list[Input], config: PrepConfig, limit: int) -> Iterator[str]:
     """Texts from all over the inputs, of each according to its size."""
-    sizes = [sum(path.stat().st_size for path, _ in each.files) for each in inputs]
+    sizes = [sum(file.size for file in each.files) for each in inputs]
     for each, size in zip(inputs, sizes, strict=True):
-        for document in sample(each.files, config.columns, limit * size // sum(sizes)):
-            yield document.text
+        yield from sample(each.files, config.columns, config.read, limit * size // sum(sizes))
 
 
 def _documents(texts: list[str]) -> Documents:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from megatrain.data_prep import report
-from megatrain.data_prep.readers import Problem
+from megatrain.data_prep.read.records import Problem
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.units import Counts
 
