@@ -45,7 +45,8 @@ class Counts:
     """amounts: of the documents in the set, by split, and in it by source and language. lengths: documents by bins.
 
     problems: bad records by file and kind; first_problem: where, by kind. broken: files, and why.
-    records: documents that were read, whatever became of them. checked, different: documents whose ids were compared with those of tokenizers, and how many were others.
+    records: documents that were read, whatever became of them. checked, different: documents whose ids were compared
+    with those of tokenizers, and how many were others.
     """
 
     amounts: dict[str, dict[Kind, Amount]] = field(default_factory=dict)

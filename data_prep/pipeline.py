@@ -51,8 +51,6 @@ from megatrain.data_prep.vocabulary import store, vocabulary
 from megatrain.errors import DONE, GAVE_UP, GaveUp, bad_value
 
 
-
-
 class _Named(Protocol):
     """What a task says of itself: its input in bytes, and what people call it."""
 
@@ -131,9 +129,7 @@ def _claimed(output: Path) -> Iterator[None]:
         yield
 
 
-def _make_set(
-    config: PrepConfig, inputs: list[Input], found: Vocabulary, report: Report, console: Console
-) -> None:
+def _make_set(config: PrepConfig, inputs: list[Input], found: Vocabulary, report: Report, console: Console) -> None:
     """Everything after the output is ours. Fills `report`, and commits the set last."""
     output, work = Path(config.output), Path(config.output) / WORK
     tokenizer, report.backend_reason = store(found, config, inputs)
@@ -156,7 +152,7 @@ def _make_set(
     entries = {split: [read_record(task).entry for task in tasks] for split, tasks in shards.items()}
     report.shards = sum(len(found) for found in entries.values())
     shutil.copyfile(tokenizer.path, output / TOKENIZER)
-    lineage_sha256 = write_lineage(output, lineage)
+    write_lineage(output, lineage)
     for split in reversed(SPLITS):  # the train split's last
         if entries[split]:
             write_manifest(output / split, extended(before.get(split), split, tokenizer, entries[split]))
@@ -165,7 +161,12 @@ def _make_set(
 
 
 def _each(
-    config: PrepConfig, console: Console, what: str, function: Callable[[Task], Done], tasks: Sequence[Task], report: Report
+    config: PrepConfig,
+    console: Console,
+    what: str,
+    function: Callable[[Task], Done],
+    tasks: Sequence[Task],
+    report: Report,
 ) -> None:
     """function(task) for all of them, by the executor. Raises GaveUp, naming them, where some failed for good."""
     failed = {}
@@ -179,8 +180,8 @@ def _each(
         report.failed = failed
         first, reason = next(iter(failed.items()))
         raise GaveUp(
-            f"{what}: {len(failed)} of {len(tasks)} failed, the first is {first}: {reason}; the others are done, and are "
-            "kept for the next start"
+            f"{what}: {len(failed)} of {len(tasks)} failed, the first is {first}: {reason}; the others are done, "
+            "and are kept for the next start"
         )
 
 

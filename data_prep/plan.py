@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from megatrain import __version__
-from megatrain.data.format import LENGTH_DTYPE, Manifest, id_dtype_name, shard_name
+from megatrain.data.format import LENGTH_DTYPE, Manifest, canonical_json, id_dtype_name, shard_name
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.execute.config import ExecuteConfig
 from megatrain.data_prep.read.files import Files, Unit, find_files, plan
@@ -30,7 +30,7 @@ from megatrain.data_prep.units import StoredTokenizer, UnitTask
 
 WORK = ".work"
 """What a run has in its output folder until the set is committed."""
-WITHOUT_EFFECT = {"output", "append", "max_bad_share", *(field.name for field in fields(ExecuteConfig))}
+WITHOUT_EFFECT = {"output", "append", "unit_bytes", "max_bad_share", *(field.name for field in fields(ExecuteConfig))}
 """Keys that say nothing about the bytes of a set."""
 
 
@@ -45,8 +45,8 @@ class Input:
 
 def find_inputs(config: PrepConfig) -> list[Input]:
     """The files of all inputs. Raises InputError where an input has none."""
-    patterns: dict[str | None, str] = {None: config.input} if config.input else {}
-    found = [(source, *find_files(pattern)) for source, pattern in {**patterns, **config.inputs}.items()]
+    patterns = [*([(None, config.input)] if config.input else []), *config.inputs.items()]
+    found = [(source, *find_files(pattern)) for source, pattern in patterns]
     return [Input(source, files, ignored.total()) for source, files, ignored in found]
 
 
@@ -57,14 +57,14 @@ def what_matters(config: PrepConfig) -> dict[str, Any]:
 
 def plan_units(inputs: list[Input], config: PrepConfig, tokenizer_sha256: str, folder: Path) -> list[UnitTask]:
     """The units in order. folder: where their results go."""
-    chosen = {"version": __version__, "tokenizer": tokenizer_sha256, "config": what_matters(config)}
     # Which other files there are is not what a unit depends on.
-    chosen["config"] |= {"input": None, "inputs": None, "tokenizer": None}
+    matters = what_matters(config) | {"input": None, "inputs": None, "tokenizer": None}
+    chosen = {"version": __version__, "tokenizer": tokenizer_sha256, "config": matters}
     settings = json.dumps(chosen, sort_keys=True, default=str)
     tasks = []
     for each in inputs:
         for unit in plan(each.files, config.unit_bytes):
-            key = xxhash.xxh3_128_hexdigest(json.dumps([settings, each.source, _what(unit)]))
+            key = xxhash.xxh3_128_hexdigest(canonical_json([settings, each.source, _what(unit)]))
             tasks.append(UnitTask(key, str(folder / key), unit, each.source))
     return tasks
 
@@ -80,7 +80,7 @@ def plan_shards(
     tasks = []
     for number, each in enumerate(cuts, len(before.shards) if before else 0):
         path, record = output / split / shard_name(number), output / WORK / f"{split}-{number:06d}.json"
-        key = xxhash.xxh3_128_hexdigest(json.dumps([asdict(each), split, number]))
+        key = xxhash.xxh3_128_hexdigest(canonical_json([asdict(each), split, number]))
         tasks.append(ShardTask(key, str(path), str(record), split, id_dtype, each.parts, each.members, each.tokens))
     return tasks
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -56,7 +56,11 @@ class Meter:
 
     def advance(self, size: int, documents: int, tokens: int) -> None:
         """So many bytes of the input, and what came of them, are done."""
-        self._done, self._documents, self._tokens = self._done + size, self._documents + documents, self._tokens + tokens
+        self._done, self._documents, self._tokens = (
+            self._done + size,
+            self._documents + documents,
+            self._tokens + tokens,
+        )
         if self._bar:
             self._bar.update(self._task, completed=self._done, figures=self._figures())
         elif time.monotonic() - self._said >= LINE_SECONDS:
@@ -109,7 +113,9 @@ class Report:
             "sources_and_languages": [
                 {"split": split, "source": source, "language": language, **vars(amount)}
                 for split, kinds in counts.amounts.items()
-                for (source, language), amount in sorted(kinds.items(), key=lambda item: [name or "" for name in item[0]])
+                for (source, language), amount in sorted(
+                    kinds.items(), key=lambda item: [name or "" for name in item[0]]
+                )
             ],
             "documents_by_log2_tokens": counts.lengths,
             "steps": self.notes.to_json(),

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from megatrain.data.format import HELD_OUT, TRAIN
+from megatrain.data.format import HELD_OUT, LENGTH_DTYPE, TRAIN
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.counts import Amount, Counts
 from megatrain.data_prep.documents import Documents, Step
@@ -128,7 +129,8 @@ def _tokenize(batches: Iterable[Documents], settings: Settings, result: AtomicFo
     encoder, writer = _encoder(settings.tokenizer), ResultsWriter(result)
     for documents in batches:
         texts = documents.batch.column("text")
-        ids, lengths = encoder.encode_batch(texts)
+        encoded = encoder.encode(documents.texts)
+        ids, lengths = np.concatenate(encoded), np.array([len(each) for each in encoded], LENGTH_DTYPE)
         held_out = is_held_out(texts, settings.config.held_out_share)
         metadata = documents.batch.select(METADATA.names)
         counts.add_lengths(lengths)
@@ -171,10 +173,8 @@ def words(texts: pa.Array) -> npt.NDArray[np.int64]:
 def is_held_out(texts: pa.Array, share: float) -> npt.NDArray[np.bool_]:
     """Which documents are among the `share` that is never trained on, bool[documents]. texts: large_string."""
     offsets, data = buffers(texts)
-    bounds, bytes_ = offsets.tolist(), memoryview(data)
-    digests = [
-        xxhash.xxh3_64_intdigest(bytes_[start:stop]) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    bounds, bytes_ = offsets.tolist(), data.data
+    digests = [xxhash.xxh3_64_intdigest(bytes_[start:stop]) for start, stop in pairwise(bounds)]
     return np.array([digest < share * 2**64 for digest in digests], np.bool_)
 
 

@@ -59,7 +59,7 @@ def store(found: Vocabulary, config: PrepConfig, inputs: list[Input]) -> tuple[S
 
 def _trained(config: PrepConfig, inputs: list[Input]) -> Path:
     """Where the tokenizer of a run that trains one is, from when it was trained on."""
-    key = xxhash.xxh3_64_hexdigest(repr((what_matters(config), [each.files for each in inputs])))
+    key = xxhash.xxh3_64_hexdigest(repr((what_matters(config), [each.files for each in inputs])).encode())
     return Path(config.output) / WORK / f"tokenizer-{key}.json"
 
 

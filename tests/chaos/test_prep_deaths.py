@@ -20,14 +20,34 @@ from random import Random
 import psutil
 import pytest
 
-from megatrain.data_prep.pipeline import WORK
+from megatrain.data_prep.plan import WORK
 from tests.tokenizer import make_tokenizer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 WORKERS = 2
 SEED = int(os.environ.get("MEGATRAIN_CHAOS_SEED", int.from_bytes(os.urandom(4))))
-WORDS = "the order of documents is the order of the input wherever and whenever they were prepared by whom ever".split()
+WORDS = [
+    "the",
+    "order",
+    "of",
+    "documents",
+    "is",
+    "the",
+    "order",
+    "of",
+    "the",
+    "input",
+    "wherever",
+    "and",
+    "whenever",
+    "they",
+    "were",
+    "prepared",
+    "by",
+    "whom",
+    "ever",
+]
 
 
 def arguments(folder: Path, output: Path) -> list[str]:
@@ -71,7 +91,7 @@ def kill_one(run: subprocess.Popen[bytes], random: Random) -> bool:
     victim = random.choice([run.pid, *(worker.pid for worker in workers)])
     with suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
-    return victim == run.pid
+    return bool(victim == run.pid)
 
 
 def wait_for_workers(pids: list[psutil.Process]) -> None:
@@ -126,7 +146,7 @@ def test_killed_at_random_moments(folder: Path, deaths: int, tmp_path: Path) -> 
         # What was whole at the death before was not done again.
         now = units(output)
         assert before.items() <= now.items() or not now, f"MEGATRAIN_CHAOS_SEED={SEED}"
-        begun = [path for path in (output / WORK / "units").glob(".*.partial")] if now else []
+        begun = list((output / WORK / "units").glob(".*.partial")) if now else []
         assert len(begun) <= WORKERS, f"MEGATRAIN_CHAOS_SEED={SEED}"
         before = now
     assert start(folder, output).wait(timeout=120) == 0

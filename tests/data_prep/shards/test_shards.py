@@ -127,7 +127,11 @@ def test_a_shard_names_the_source_that_all_its_documents_share(tmp_path: Path) -
     rows = [row(0, "web"), row(1, "books"), row(2, "books", None)]
     units = write_units(tmp_path / "units", [3, 1, 1], 3, rows)
     apart = plan(tmp_path / "apart", units, 2, 1)
-    assert [(each.source, each.language) for each in write_all(apart)] == [("web", "en"), ("books", "en"), ("books", None)]
+    assert [(each.source, each.language) for each in write_all(apart)] == [
+        ("web", "en"),
+        ("books", "en"),
+        ("books", None),
+    ]
     (together,) = plan(tmp_path / "together", units, 100, 100_000)
     write_shard(together)
     record = read_record(together)
