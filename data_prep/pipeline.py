@@ -24,7 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatrain.data.format import HELD_OUT, MANIFEST, TOKENIZER, TRAIN, Manifest, id_dtype_name
+from megatrain.data.format import HELD_OUT, MANIFEST, TOKENIZER, TRAIN, Manifest, ShardList, id_dtype_name
 from megatrain.data_prep.config import PrepConfig, check
 from megatrain.data_prep.pool import WorkerDiedError, in_order
 from megatrain.data_prep.readers import Files, Unit, find_files, plan, sample
@@ -193,7 +193,7 @@ def _write_shards(
             tokenizer_sha256=tokenizer.sha256,
             tokens=sum(entry.tokens for entry in entries[split]),
             documents=sum(entry.documents for entry in entries[split]),
-            shards=entries[split],
+            shards=ShardList.of(entries[split]),
         )
         for split in (HELD_OUT, TRAIN)
         if entries[split]

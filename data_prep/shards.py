@@ -163,5 +163,6 @@ class ShardWriter:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commits a split: written last, when every file that it lists is whole on disk."""
+    shards = [asdict(shard) for shard in manifest.shards]
     with AtomicFile(folder / MANIFEST) as file:
-        file.write(json.dumps(asdict(manifest) | {"sha256": manifest.sha256}, indent=1).encode())
+        file.write(json.dumps(manifest.with_shards(shards) | {"sha256": manifest.sha256}, indent=1).encode())

@@ -14,7 +14,7 @@ from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
 from megatrain.compose import plain
 from megatrain.data.documents import extracts
-from megatrain.data.format import TOKENIZER, TRAIN, Manifest
+from megatrain.data.format import TOKENIZER, TRAIN, Manifest, ShardList
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State, start_state, then
 from megatrain.data_config import DataConfig, SourceConfig
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
         metadata = pa.RecordBatch.from_pylist([{**row, "metadata": None}], schema=METADATA)
         writer.add(ids, np.array([len(ids)], "<u4"), metadata)
         total += len(ids)
-    entries = tuple(writer.finish())
+    entries = ShardList.of(writer.finish())
     sha256 = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
     size = tokenizer.get_vocab_size()
     write_manifest(folder / TRAIN, Manifest(TRAIN, "uint16", size, 0, sha256, total, len(TEXTS), entries))
