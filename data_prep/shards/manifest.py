@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from megatrain import __version__
-from megatrain.data.format import MANIFEST, Manifest, ShardEntry, canonical_json, id_dtype_name, read_manifest
+from megatrain.data.format import MANIFEST, Manifest, ShardEntry, ShardList, canonical_json, id_dtype_name, read_manifest
 from megatrain.data_prep.files import AtomicFile
 from megatrain.data_prep.units import SPLITS, StoredTokenizer
 from megatrain.errors import InputError
@@ -48,14 +48,15 @@ def extended(
         tokenizer_sha256=tokenizer.sha256,
         tokens=sum(entry.tokens for entry in shards),
         documents=sum(entry.documents for entry in shards),
-        shards=shards,
+        shards=ShardList.of(shards),
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commits a split: written last, when every file that it lists is whole on disk."""
+    shards = [asdict(shard) for shard in manifest.shards]
     with AtomicFile(folder / MANIFEST) as file:
-        file.write(json.dumps(asdict(manifest) | {"sha256": manifest.sha256}, indent=1).encode())
+        file.write(json.dumps(manifest.with_shards(shards) | {"sha256": manifest.sha256}, indent=1).encode())
 
 
 def read_lineage(output: Path) -> list[dict[str, Any]]:
