@@ -11,6 +11,7 @@ Design choices:
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from megatrain.data_prep.read.files import Files, Unit, find_files, plan
 from megatrain.data_prep.results import has_split
 from megatrain.data_prep.shards.cut import cut
 from megatrain.data_prep.shards.write import ShardTask
-from megatrain.data_prep.units import StoredTokenizer, UnitTask
+from megatrain.data_prep.units import FinishTask, StoredTokenizer, UnitTask
 
 WORK = ".work"
 """What a run has in its output folder until the set is committed."""
@@ -69,8 +70,21 @@ def plan_units(inputs: list[Input], config: PrepConfig, tokenizer_sha256: str, f
     return tasks
 
 
+def plan_finish(
+    units: list[UnitTask], duplicates: Path | None, repeated: Path | None, folder: Path
+) -> list[FinishTask]:
+    """The second task of each unit. duplicates, repeated: what was found among all units; their names say of what."""
+    tasks = []
+    for number, unit in enumerate(units):
+        found = [None if path is None else str(path) for path in (duplicates, repeated)]
+        names = [None if path is None else [path.parent.name, path.name] for path in (duplicates, repeated)]
+        key = xxhash.xxh3_128_hexdigest(canonical_json([unit.key, number, names]))
+        tasks.append(FinishTask(key, str(folder / key), unit, number, *found))
+    return tasks
+
+
 def plan_shards(
-    config: PrepConfig, units: list[UnitTask], tokenizer: StoredTokenizer, before: Manifest | None, split: str
+    config: PrepConfig, units: Sequence[UnitTask | FinishTask], tokenizer: StoredTokenizer, before: Manifest | None, split: str
 ) -> list[ShardTask]:
     """The shards of a split, when all units are done. before: the manifest of the set that they are added to."""
     output, id_dtype = Path(config.output), id_dtype_name(tokenizer.vocab_size)

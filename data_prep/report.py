@@ -86,6 +86,7 @@ class Report:
     files: int = 0
     ignored_files: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    duplicates: dict[str, Any] | None = None
     shards: int = 0
     backend: str = ""
     backend_reason: str = ""
@@ -119,6 +120,7 @@ class Report:
             ],
             "documents_by_log2_tokens": counts.lengths,
             "steps": self.notes.to_json(),
+            "duplicates": self.duplicates,
             "shards": self.shards,
             "backend": self.backend,
             "backend_reason": self.backend_reason,

@@ -21,7 +21,7 @@ import xxhash
 
 from megatrain.data_prep.deduplicate.keys import EXACT, alike, read_keys
 from megatrain.data_prep.deduplicate.words import Int64, UInt64
-from megatrain.data_prep.shards import AtomicFile
+from megatrain.data_prep.files import AtomicFile
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

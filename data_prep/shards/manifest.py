@@ -19,7 +19,15 @@ from typing import Any
 import xxhash
 
 from megatrain import __version__
-from megatrain.data.format import MANIFEST, Manifest, ShardEntry, ShardList, canonical_json, id_dtype_name, read_manifest
+from megatrain.data.format import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    ShardList,
+    canonical_json,
+    id_dtype_name,
+    read_manifest,
+)
 from megatrain.data_prep.files import AtomicFile
 from megatrain.data_prep.units import SPLITS, StoredTokenizer
 from megatrain.errors import InputError
