@@ -84,7 +84,11 @@ def plan_finish(
 
 
 def plan_shards(
-    config: PrepConfig, units: Sequence[UnitTask | FinishTask], tokenizer: StoredTokenizer, before: Manifest | None, split: str
+    config: PrepConfig,
+    units: Sequence[UnitTask | FinishTask],
+    tokenizer: StoredTokenizer,
+    before: Manifest | None,
+    split: str,
 ) -> list[ShardTask]:
     """The shards of a split, when all units are done. before: the manifest of the set that they are added to."""
     output, id_dtype = Path(config.output), id_dtype_name(tokenizer.vocab_size)

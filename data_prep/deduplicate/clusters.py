@@ -26,8 +26,8 @@ import numpy.typing as npt
 from megatrain.data_prep.deduplicate.by_unit import write_by_unit
 from megatrain.data_prep.deduplicate.exchange import all_pairs, read_plan
 from megatrain.data_prep.deduplicate.words import Bools, Int64, mix
-from megatrain.data_prep.notes import EXAMPLES
 from megatrain.data_prep.files import AtomicFile
+from megatrain.data_prep.notes import EXAMPLES
 from megatrain.errors import GaveUp
 
 AT_ONCE = 1 << 19
