@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from megatrain.data_prep.pool import WorkerDiedError, in_order
+from megatrain.data_prep.execute.pool import in_order
+from megatrain.data_prep.execute.tasks import WorkerDiedError
 from megatrain.errors import GaveUp
 
 
