@@ -1,8 +1,9 @@
-"""Removing what is there more than once: whole documents, documents almost alike, and single lines.
+"""Removing what is there more than once: documents that are the same or almost the same, and single lines.
 
-Who calls it goes through four steps; the first and the last are part of a unit's own work:
-1. `keys.document_keys` and `keys.write_keys`: what a unit's documents are compared by, into the unit's folder.
-2. `duplicates.find_duplicates`: reads all units' keys, and says which rows of which unit go.
-3. `paragraphs.paragraph_keys`, `write_paragraph_keys`, `find_paragraphs`: the same of lines, among documents that stay.
-4. `paragraphs.RepeatedParagraphs`: the step that takes the lines out.
+It takes two passes over a unit, with exchanges of keys between all units in between:
+1. keys.document_keys of every batch of a unit, and keys.write_keys into its folder;
+2. duplicates.find_duplicates: which rows of which unit go;
+3. with paragraphs: paragraphs.line_keys and write_line_keys in the first pass, find_paragraphs after step 2;
+4. in the second pass over a unit's batches: steps.RemovedDocuments, and steps.RepeatedLines.
+Without paragraphs no second pass is needed: Duplicates.kept says which rows to leave out of what the first pass left.
 """

@@ -137,10 +137,11 @@ def write_keys(folder: Path, batches: Sequence[Keys]) -> None:
     exact_repeats = repeats[EXACT]
     fuzzy_repeats = np.unique(np.concatenate([rows[:0].reshape(0, 2), *repeats[1:]]).view("<u8"))
     arrays = [kind.key for kind in kinds] + [kinds[EXACT].check] + [kind.row for kind in kinds]
-    data = b"".join(array.tobytes() for array in [*arrays, exact_repeats, fuzzy_repeats])
     counts = [len(rows), len(exact_repeats), len(fuzzy_repeats), len(kinds), *(len(kind.key) for kind in kinds)]
+    parts = [np.array(counts, "<u8"), *arrays, exact_repeats, fuzzy_repeats]
+    data = b"".join(part.tobytes() for part in parts)
     with AtomicFile(folder / KEYS) as file:
-        file.write(np.array([MAGIC, xxhash.xxh3_64_intdigest(data), *counts], "<u8").tobytes())
+        file.write(np.array([MAGIC, xxhash.xxh3_64_intdigest(data)], "<u8").tobytes())
         file.write(data)
 
 

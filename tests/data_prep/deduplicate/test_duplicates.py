@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import numpy as np
 from hypothesis import given, settings
@@ -15,24 +12,13 @@ from hypothesis import strategies as st
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.duplicates import Duplicates, find_duplicates
 from megatrain.data_prep.deduplicate.keys import Keys, write_keys
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+from tests.data_prep.deduplicate.common import fast_folder, run_shuffled
 
 Document = tuple[int, tuple[int, int] | None]
 """Its text's key; the keys of its two bands, None without words."""
 
 documents = st.tuples(st.integers(0, 5), st.none() | st.tuples(st.integers(0, 5), st.integers(0, 5)))
 SPREAD = 2**64 // 6
-
-
-def run(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
-    return [function(task) for task in tasks]
-
-
-def run_shuffled(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
-    results = {number: function(tasks[number]) for number in random.Random(0).sample(range(len(tasks)), len(tasks))}
-    return [results[number] for number in range(len(tasks))]
 
 
 def keys(unit: Sequence[Document]) -> Keys:
@@ -83,8 +69,7 @@ def found(duplicates: Duplicates, units: int) -> list[tuple[int, int, bool, int,
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(documents, max_size=10), max_size=4), st.sampled_from([1 << 20, 512]))
 def test_what_goes_is_what_a_comparison_of_all_finds(units: list[list[Document]], memory_bytes: int) -> None:
-    with TemporaryDirectory() as name:
-        folder = Path(name)
+    with fast_folder() as folder:
         config = DeduplicateConfig(memory_bytes=memory_bytes)
         duplicates = find_duplicates(write_units(folder, units), folder, config, run_shuffled)
         expected = naive(units)
