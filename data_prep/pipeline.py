@@ -26,13 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
 from rich.console import Console
 
 from megatrain.data.format import TOKENIZER, TRAIN
 from megatrain.data_prep.config import PrepConfig, check
 from megatrain.data_prep.counts import Counts
 from megatrain.data_prep.deduplicate.duplicates import find_duplicates
+from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
 from megatrain.data_prep.execute import Failure, each
 from megatrain.data_prep.files import said
 from megatrain.data_prep.notes import Notes

@@ -26,8 +26,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from megatrain.data_prep.deduplicate.paragraphs import LineKeys, line_keys, write_line_keys
-from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
 
 from megatrain.data.format import HELD_OUT, LENGTH_DTYPE, TRAIN
 from megatrain.data_prep.config import PrepConfig
@@ -35,6 +33,8 @@ from megatrain.data_prep.counts import Amount, Counts
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.duplicates import Duplicates
 from megatrain.data_prep.deduplicate.keys import Keys, document_keys, write_keys
+from megatrain.data_prep.deduplicate.paragraphs import LineKeys, line_keys, write_line_keys
+from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
 from megatrain.data_prep.documents import SCHEMA, Documents, Step
 from megatrain.data_prep.files import AtomicFolder, is_whole, said
 from megatrain.data_prep.notes import Notes

@@ -29,7 +29,7 @@ from megatrain.data_prep.deduplicate.exchange import KEY_BYTES, PLAN, Run, withi
 from megatrain.data_prep.deduplicate.keys import alike, source_hashes
 from megatrain.data_prep.deduplicate.words import UInt64, mix
 from megatrain.data_prep.documents import Documents
-from megatrain.data_prep.shards import AtomicFile
+from megatrain.data_prep.files import AtomicFile
 from megatrain.errors import GaveUp
 
 Lines = npt.NDArray[np.void]
