@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from megatrain.compose import compose
 from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
 from megatrain.data_prep.config import PrepConfig, TokenizerConfig
+from megatrain.data_prep.deduplicate.config import ParagraphsConfig
 from megatrain.data_prep.pipeline import run
 from megatrain.data_prep.tokenizer import EOS, train
 from megatrain.errors import GaveUp, InputError
@@ -381,3 +382,23 @@ def test_every_key_can_be_given_on_the_command_line() -> None:
     composed = compose("prep", arguments)
     assert isinstance(composed, PrepConfig)
     assert (composed.tokenizer.vocab_size, composed.columns.text, composed.workers) == (9, "content", 3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_there_twice_is_left_out(config: PrepConfig, tmp_path: Path, workers: int) -> None:
+    """The first in the order of the input stays, of documents and of lines, whatever unit it is in."""
+    line = "a line of more than twenty characters that several documents have"
+    write_jsonl(config, "a.jsonl", text(0), text(1), f"{text(2)}\n{line}")
+    write_jsonl(config, "b.jsonl", text(1).replace(" ", "  "), f"{line}\n{text(3)}", text(0), line)
+    wanted = replace(config, workers=workers, unit_bytes=1500, held_out_share=0.0)
+    wanted.deduplicate.exact = True
+    wanted.deduplicate.paragraphs = ParagraphsConfig(enabled=True, min_characters=20, min_left_characters=20)
+    assert run(wanted) == 0
+    assert [value for value, _ in documents(wanted, TRAIN)] == [text(0), text(1), f"{text(2)}\n{line}", text(3)]
+    found = report(wanted)
+    assert found["duplicates"]["exact"] == 2
+    dropped = found["steps"]["dropped"]
+    assert dropped["duplicates"]["exact"]["documents"] == 2
+    assert dropped["paragraphs"]["little_left"]["documents"] == 1
+    assert found["steps"]["changed"]["paragraphs"]["repeated_lines"]["documents"] == 1
+    assert (found["records"], found["documents"]) == (7, {TRAIN: 4, HELD_OUT: 0})
