@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatrain.data_prep.shards import AtomicFile
+from megatrain.data_prep.files import AtomicFile
 from megatrain.errors import GaveUp
 
 
