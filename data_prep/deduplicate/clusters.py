@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatrain.data_prep.deduplicate.by_unit import write_by_unit
-from megatrain.data_prep.deduplicate.exchange import all_pairs, read_plan
+from megatrain.data_prep.deduplicate.exchange import Join, all_pairs, read_plan
 from megatrain.data_prep.deduplicate.words import Bools, Int64, mix
 from megatrain.data_prep.files import AtomicFile
 from megatrain.data_prep.notes import EXAMPLES
@@ -67,8 +67,9 @@ class Summary:
         return Summary(**value | examples)
 
 
-def find_clusters(folder: str) -> None:
+def find_clusters(task: Join) -> None:
     """Joins all pairs of a plan; leaves REMOVED, of RECORD by unit, and the summary."""
+    folder = task.folder
     if (Path(folder) / SUMMARY).exists():
         return
     count = read_plan(folder).starts[-1]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from megatrain.data_prep.deduplicate.by_unit import ByUnit
 from megatrain.data_prep.deduplicate.clusters import RECORD, REMOVED, SUMMARY, Summary, find_clusters
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
-from megatrain.data_prep.deduplicate.exchange import Run, find_pairs, key_ranges, make_plan
+from megatrain.data_prep.deduplicate.exchange import Join, Run, find_pairs, key_ranges, make_plan
 
 
 class Duplicates:
@@ -45,5 +45,5 @@ def find_duplicates(units: Sequence[Path], folder: Path, config: DeduplicateConf
     """
     planned = str(make_plan(units, folder, config.memory_bytes))
     run(find_pairs, key_ranges(planned))
-    run(find_clusters, [planned])
+    run(find_clusters, [Join(planned, "duplicates by unit")])
     return Duplicates(Path(planned))

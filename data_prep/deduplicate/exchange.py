@@ -32,7 +32,10 @@ PLAN = "plan.json"
 
 
 class Run(Protocol):
-    """Runs a function on tasks, anywhere that sees the files; gives the results in the order of the tasks."""
+    """Runs a function on tasks, anywhere that sees the files; gives the results in the order of the tasks.
+
+    A task is pickled, and has a `name`. Raises for a task that fails.
+    """
 
     def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]: ...
 
@@ -57,9 +60,22 @@ class KeyRange:
     number: int
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return f"duplicates, kind {self.kind}, range {self.number}"
+
+    @property
     def pairs(self) -> Path:
         """What it leaves: int64[pairs, 2], the numbers of a document and of the first one that is like it."""
         return Path(self.folder) / f"pairs_{self.kind:03d}_{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Join:
+    """The task that comes after all ranges. folder: where the plan lies. name: for people."""
+
+    folder: str
+    name: str
 
 
 def make_plan(units: Sequence[Path], folder: Path, memory_bytes: int) -> Path:

@@ -28,7 +28,11 @@ from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.minhash import band_keys
 from megatrain.data_prep.deduplicate.words import Bools, Int64, UInt64, mix
 from megatrain.data_prep.documents import Documents
+<<<<<<< HEAD
 from megatrain.data_prep.files import AtomicFile
+=======
+from megatrain.data_prep.files import AtomicFolder
+>>>>>>> dedup6
 from megatrain.errors import GaveUp
 
 UInt32 = npt.NDArray[np.uint32]
@@ -119,8 +123,8 @@ def alike(keys: UInt64, checks: UInt64) -> tuple[Int64, Int64]:
     return order[firsts], order[np.stack([again, firsts[np.searchsorted(firsts, again) - 1]], 1)]
 
 
-def write_keys(folder: Path, batches: Sequence[Keys]) -> None:
-    """Writes the keys of a unit's documents, all batches in order, as one file in `folder`."""
+def write_keys(result: AtomicFolder, batches: Sequence[Keys]) -> None:
+    """Writes the keys of a unit's documents, all batches in order, as a file of its results."""
     text, bands, has_words = (
         np.concatenate([getattr(keys, name) for keys in batches] or [np.zeros((0, 0), np.uint64)])
         for name in ("text", "bands", "has_words")
@@ -140,13 +144,13 @@ def write_keys(folder: Path, batches: Sequence[Keys]) -> None:
     counts = [len(rows), len(exact_repeats), len(fuzzy_repeats), len(kinds), *(len(kind.key) for kind in kinds)]
     parts = [np.array(counts, "<u8"), *arrays, exact_repeats, fuzzy_repeats]
     data = b"".join(part.tobytes() for part in parts)
-    with AtomicFile(folder / KEYS) as file:
-        file.write(np.array([MAGIC, xxhash.xxh3_64_intdigest(data)], "<u8").tobytes())
-        file.write(data)
+    file = result.file(KEYS)
+    file.write(np.array([MAGIC, xxhash.xxh3_64_intdigest(data)], "<u8").tobytes())
+    file.write(data)
 
 
 def read_keys(folder: Path) -> UnitKeys:
-    """The file that write_keys left in `folder`, mapped. Raises GaveUp where it isn't whole."""
+    """The keys of the unit whose results are in `folder`, mapped. Raises GaveUp where it isn't whole."""
     path = folder / KEYS
     try:
         data = np.memmap(path, np.uint8, "r")

@@ -25,11 +25,15 @@ import xxhash
 from megatrain.data_prep.deduplicate.by_unit import ByUnit, write_by_unit
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.duplicates import Duplicates
-from megatrain.data_prep.deduplicate.exchange import KEY_BYTES, PLAN, Run, within
+from megatrain.data_prep.deduplicate.exchange import KEY_BYTES, PLAN, Join, Run, within
 from megatrain.data_prep.deduplicate.keys import alike, source_hashes
 from megatrain.data_prep.deduplicate.words import UInt64, mix
 from megatrain.data_prep.documents import Documents
+<<<<<<< HEAD
 from megatrain.data_prep.files import AtomicFile
+=======
+from megatrain.data_prep.files import AtomicFile, AtomicFolder
+>>>>>>> dedup6
 from megatrain.errors import GaveUp
 
 Lines = npt.NDArray[np.void]
@@ -74,8 +78,8 @@ def line_keys(documents: Documents, config: DeduplicateConfig) -> LineKeys:
     return LineKeys(key, np.array(places, np.int64), count)
 
 
-def write_line_keys(folder: Path, batches: Sequence[LineKeys]) -> None:
-    """Writes the keys of a unit's lines, all batches in order, as one file in `folder`.
+def write_line_keys(result: AtomicFolder, batches: Sequence[LineKeys]) -> None:
+    """Writes the keys of a unit's lines, all batches in order, as a file of its results.
 
     Its format: LINEs by key and row, each once; then their digest, uint64.
     """
@@ -85,9 +89,9 @@ def write_line_keys(folder: Path, batches: Sequence[LineKeys]) -> None:
     lines["row"] = np.repeat(np.arange(len(counts)), counts)
     lines = lines[np.argsort(lines["key"], kind="stable")]  # rows ascend already
     data = lines[_changes(lines["key"]) | _changes(lines["row"])].tobytes()
-    with AtomicFile(folder / LINES) as file:
-        file.write(data)
-        file.write(xxhash.xxh3_64_intdigest(data).to_bytes(8, "little"))
+    file = result.file(LINES)
+    file.write(data)
+    file.write(xxhash.xxh3_64_intdigest(data).to_bytes(8, "little"))
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,11 @@ class LineRange:
 
     folder: str
     number: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"repeated lines, range {self.number}"
 
     @property
     def repeated(self) -> Path:
@@ -135,7 +144,7 @@ def find_paragraphs(
     with AtomicFile(planned / PLAN) as file:
         file.write(json.dumps(asdict(plan)).encode())
     run(find_lines, [LineRange(str(planned), number) for number in range(ranges)])
-    run(join_lines, [str(planned)])
+    run(join_lines, [Join(str(planned), "repeated lines by unit")])
     return planned / REPEATED
 
 
@@ -160,13 +169,13 @@ def find_lines(task: LineRange) -> None:
     write_by_unit(task.repeated, np.split(found[chosen], ends)[: len(plan.units)])
 
 
-def join_lines(folder: str) -> None:
+def join_lines(task: Join) -> None:
     """Puts what all ranges found together, by unit."""
-    path = Path(folder) / REPEATED
+    path = Path(task.folder) / REPEATED
     if path.exists():
         return
-    plan = _read_plan(folder)
-    parts = [ByUnit(LineRange(folder, number).repeated, LINE) for number in range(plan.ranges)]
+    plan = _read_plan(task.folder)
+    parts = [ByUnit(LineRange(task.folder, number).repeated, LINE) for number in range(plan.ranges)]
     write_by_unit(path, (np.concatenate([part[unit] for part in parts]) for unit in range(len(plan.units))))
 
 
@@ -176,10 +185,7 @@ def _kept_lines(plan: Plan, number: int) -> Iterator[Lines]:
     for unit, folder in enumerate(plan.units):
         lines, _ = _read(Path(folder))
         lines = np.array(lines[within(lines["key"], number, plan.ranges)])
-        if duplicates and len(lines):
-            kept = duplicates.kept(unit, int(lines["row"].max()) + 1)
-            lines = lines[kept[lines["row"]]]
-        yield lines
+        yield lines[~np.isin(lines["row"], duplicates.removed(unit)["row"])] if duplicates else lines
 
 
 def _changes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:

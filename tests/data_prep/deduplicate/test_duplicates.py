@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.duplicates import Duplicates, find_duplicates
 from megatrain.data_prep.deduplicate.keys import Keys, write_keys
+from megatrain.data_prep.files import AtomicFolder
 from tests.data_prep.deduplicate.common import fast_folder, run_shuffled
 
 Document = tuple[int, tuple[int, int] | None]
@@ -33,8 +34,9 @@ def keys(unit: Sequence[Document]) -> Keys:
 def write_units(folder: Path, units: Sequence[Sequence[Document]]) -> list[Path]:
     folders = [folder / f"unit_{number}" for number in range(len(units))]
     for path, unit in zip(folders, units, strict=True):
-        path.mkdir()
-        write_keys(path, [keys(unit[: len(unit) // 2]), keys(unit[len(unit) // 2 :])])
+        with AtomicFolder(path) as result:
+            write_keys(result, [keys(unit[: len(unit) // 2]), keys(unit[len(unit) // 2 :])])
+            result.commit("", {})
     return folders
 
 

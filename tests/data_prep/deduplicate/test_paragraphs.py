@@ -13,6 +13,7 @@ from megatrain.data_prep.deduplicate.duplicates import find_duplicates
 from megatrain.data_prep.deduplicate.keys import document_keys, write_keys
 from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs, line_keys, write_line_keys
 from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
+from megatrain.data_prep.files import AtomicFolder
 from megatrain.data_prep.notes import Notes
 from tests.data_prep.deduplicate.common import documents, fast_folder, run_shuffled
 
@@ -29,10 +30,11 @@ def deduplicated(folder: Path, units: Sequence[Unit], config: DeduplicateConfig)
     """What stays of each unit, through files."""
     folders = [folder / f"unit_{number}" for number in range(len(units))]
     for path, unit in zip(folders, units, strict=True):
-        path.mkdir()
         batches = [documents(unit[:2]), documents(unit[2:])]
-        write_keys(path, [document_keys(batch, config) for batch in batches])
-        write_line_keys(path, [line_keys(batch, config) for batch in batches])
+        with AtomicFolder(path) as result:
+            write_keys(result, [document_keys(batch, config) for batch in batches])
+            write_line_keys(result, [line_keys(batch, config) for batch in batches])
+            result.commit("", {})
     duplicates = find_duplicates(folders, folder, config, run_shuffled)
     repeated = find_paragraphs(folders, folder, config, run_shuffled, duplicates)
     notes = Notes()
