@@ -137,7 +137,9 @@ def steps(notes: dict[str, Any]) -> list[Step]:
 
 def _reasons(tallies: dict[str, Any], given: int | None) -> list[Reason]:
     found = [
-        Reason(name, tally["documents"], tally["bytes"], tally["documents"] / given if given else None, tally["examples"])
+        Reason(
+            name, tally["documents"], tally["bytes"], tally["documents"] / given if given else None, tally["examples"]
+        )
         for name, tally in tallies.items()
     ]
     return sorted(found, key=lambda reason: -reason.documents)

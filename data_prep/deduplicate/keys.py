@@ -28,11 +28,7 @@ from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.minhash import band_keys
 from megatrain.data_prep.deduplicate.words import Bools, Int64, UInt64, mix
 from megatrain.data_prep.documents import Documents
-<<<<<<< HEAD
-from megatrain.data_prep.files import AtomicFile
-=======
 from megatrain.data_prep.files import AtomicFolder
->>>>>>> dedup6
 from megatrain.errors import GaveUp
 
 UInt32 = npt.NDArray[np.uint32]

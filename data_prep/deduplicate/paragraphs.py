@@ -29,11 +29,7 @@ from megatrain.data_prep.deduplicate.exchange import KEY_BYTES, PLAN, Join, Run,
 from megatrain.data_prep.deduplicate.keys import alike, source_hashes
 from megatrain.data_prep.deduplicate.words import UInt64, mix
 from megatrain.data_prep.documents import Documents
-<<<<<<< HEAD
-from megatrain.data_prep.files import AtomicFile
-=======
 from megatrain.data_prep.files import AtomicFile, AtomicFolder
->>>>>>> dedup6
 from megatrain.errors import GaveUp
 
 Lines = npt.NDArray[np.void]
