@@ -107,34 +107,31 @@ def sync_folder(folder: Path) -> None:
 class AtomicFolder:
     """A folder of files that appears when `commit` was called, with a record of them. As a context: discarded unless.
 
-    path: where it will be. hidden: where it is until then. Files are made through `file`, and end with the folder, or
-    by others in `hidden`.
+    path: where it will be. Files are made through `file`, and end with the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         # Two processes may do the same: a machine that was thought lost.
-        self.hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self._hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
         self._files: dict[str, AtomicFile] = {}
-        self.hidden.mkdir(parents=True)
+        self._hidden.mkdir(parents=True)
 
     def file(self, name: str) -> AtomicFile:
         """A new file of the folder."""
-        self._files[name] = AtomicFile(self.hidden / name)
+        self._files[name] = AtomicFile(self._hidden / name)
         return self._files[name]
 
     def commit(self, key: str, said: dict[str, Any]) -> None:
         """Writes the record and renames. key: what the files are a function of. said: JSON to be kept with them."""
         for file in self._files.values():
             file.commit()
-        sync_folder(self.hidden)
-        found = {name: (file.size, file.xxh3_128) for name, file in self._files.items()}
-        found |= {path.name: digest(path) for path in sorted(self.hidden.iterdir()) if path.name not in found}
-        described = {name: {"bytes": size, "xxh3_128": xxh3_128} for name, (size, xxh3_128) in found.items()}
-        with AtomicFile(self.hidden / RECORD) as record:
+        sync_folder(self._hidden)
+        described = {name: {"bytes": file.size, "xxh3_128": file.xxh3_128} for name, file in self._files.items()}
+        with AtomicFile(self._hidden / RECORD) as record:
             record.write(json.dumps({"key": key, "files": described, "said": said}).encode())
         try:
-            self.hidden.rename(self.path)
+            self._hidden.rename(self.path)
         except OSError:
             if not (self.path / RECORD).exists():  # else another process was first, and its bytes are the same
                 raise
@@ -146,7 +143,7 @@ class AtomicFolder:
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.discard()
-        shutil.rmtree(self.hidden, ignore_errors=True)
+        shutil.rmtree(self._hidden, ignore_errors=True)
 
 
 def said(folder: Path) -> Any:

@@ -176,9 +176,9 @@ def _keep(batches: Iterable[Documents], config: DeduplicateConfig, result: Atomi
             if config.paragraphs.enabled:
                 lines.append(line_keys(documents, config))
     if config.exact or config.fuzzy.enabled:
-        write_keys(result.hidden, keys)
+        write_keys(result, keys)
     if config.paragraphs.enabled:
-        write_line_keys(result.hidden, lines)
+        write_line_keys(result, lines)
 
 
 def _kept(folder: Path) -> Iterator[Documents]:

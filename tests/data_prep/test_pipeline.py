@@ -98,7 +98,7 @@ def report(config: PrepConfig) -> dict[str, Any]:
 def files(config: PrepConfig) -> dict[str, bytes]:
     """What was written, but for the report, which holds times."""
     folder = Path(config.output)
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "report.json")
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.stem != "report")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -385,7 +385,7 @@ def test_every_key_can_be_given_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_there_twice_is_left_out(config: PrepConfig, tmp_path: Path, workers: int) -> None:
+def test_what_is_there_twice_is_left_out(config: PrepConfig, workers: int) -> None:
     """The first in the order of the input stays, of documents and of lines, whatever unit it is in."""
     line = "a line of more than twenty characters that several documents have"
     write_jsonl(config, "a.jsonl", text(0), text(1), f"{text(2)}\n{line}")
