@@ -21,7 +21,6 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -32,6 +31,7 @@ from megatrain.data.format import TOKENIZER, TRAIN
 from megatrain.data_prep.config import PrepConfig, check
 from megatrain.data_prep.counts import Counts
 from megatrain.data_prep.deduplicate.duplicates import find_duplicates
+from megatrain.data_prep.deduplicate.examples import shown
 from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
 from megatrain.data_prep.execute import Failure, each
 from megatrain.data_prep.files import said
@@ -50,7 +50,17 @@ from megatrain.data_prep.shards.manifest import (
 )
 from megatrain.data_prep.shards.write import read_record, write_shard
 from megatrain.data_prep.tokenizer import Vocabulary
-from megatrain.data_prep.units import SPLITS, FinishTask, Settings, StoredTokenizer, UnitTask, compares, finish, prepare
+from megatrain.data_prep.units import (
+    SPLITS,
+    FinishTask,
+    Settings,
+    StoredTokenizer,
+    UnitTask,
+    compares,
+    finish,
+    kept_texts,
+    prepare,
+)
 from megatrain.data_prep.vocabulary import store, vocabulary
 from megatrain.errors import DONE, GAVE_UP, GaveUp
 
@@ -137,7 +147,7 @@ class _Preparation:
         duplicates = repeated = None
         if config.exact or config.fuzzy.enabled:
             duplicates = find_duplicates(folders, self.work / "duplicates", config, self._run)
-            self.report.duplicates = asdict(duplicates.summary)
+            self.report.duplicates = shown(duplicates.summary, lambda unit, rows: kept_texts(folders[unit], rows))
         if config.paragraphs.enabled:
             repeated = find_paragraphs(folders, self.work / "paragraphs", config, self._run, duplicates)
         rest = plan_finish(units, duplicates.folder if duplicates else None, repeated, self.work / "finished")

@@ -14,7 +14,7 @@ Design choices:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -179,6 +179,18 @@ def _keep(batches: Iterable[Documents], config: DeduplicateConfig, result: Atomi
         write_keys(result, keys)
     if config.paragraphs.enabled:
         write_line_keys(result, lines)
+
+
+def kept_texts(folder: Path, rows: Collection[int]) -> dict[int, tuple[str, str]]:
+    """Ids and texts of some rows of what a prepared unit left."""
+    found, first = {}, 0
+    for documents in _kept(folder):
+        for row in rows:
+            if first <= row < first + len(documents):
+                name, text = (documents.batch.column(column)[row - first].as_py() for column in ("id", "text"))
+                found[row] = name, text
+        first += len(documents)
+    return found
 
 
 def _kept(folder: Path) -> Iterator[Documents]:
