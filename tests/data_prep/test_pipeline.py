@@ -387,16 +387,19 @@ def test_every_key_can_be_given_on_the_command_line() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_is_there_twice_is_left_out(config: PrepConfig, workers: int) -> None:
     """The first in the order of the input stays, of documents and of lines, whatever unit it is in."""
+    one, two, three, four = (f"document {number} has but one line, and that line is its own" for number in range(4))
     line = "a line of more than twenty characters that several documents have"
-    write_jsonl(config, "a.jsonl", text(0), text(1), f"{text(2)}\n{line}")
-    write_jsonl(config, "b.jsonl", text(1).replace(" ", "  "), f"{line}\n{text(3)}", text(0), line)
-    wanted = replace(config, workers=workers, unit_bytes=1500, held_out_share=0.0)
+    write_jsonl(config, "a.jsonl", one, two, f"{three}\n{line}")
+    write_jsonl(config, "b.jsonl", two.replace(" ", "  "), f"{line}\n{four}", one, line)
+    wanted = replace(config, workers=workers, unit_bytes=100, held_out_share=0.0)
     wanted.deduplicate.exact = True
     wanted.deduplicate.paragraphs = ParagraphsConfig(enabled=True, min_characters=20, min_left_characters=20)
     assert run(wanted) == 0
-    assert [value for value, _ in documents(wanted, TRAIN)] == [text(0), text(1), f"{text(2)}\n{line}", text(3)]
+    assert [value for value, _ in documents(wanted, TRAIN)] == [one, two, f"{three}\n{line}", four]
     found = report(wanted)
     assert found["duplicates"]["exact"] == 2
+    pairs = [(example["kept_text"], example["dropped_text"]) for example in found["duplicates"]["examples"]]
+    assert sorted(pairs) == [(one, one), (two, two.replace(" ", "  "))]
     dropped = found["steps"]["dropped"]
     assert dropped["duplicates"]["exact"]["documents"] == 2
     assert dropped["paragraphs"]["little_left"]["documents"] == 1
