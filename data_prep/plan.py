@@ -56,6 +56,13 @@ def what_matters(config: PrepConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
 
 
+def without_places(config: PrepConfig) -> dict[str, Any]:
+    """What matters, without where the input and the tokenizer were: a set is the same wherever it was made."""
+    matters = what_matters(config)
+    named = {"input": None, "inputs": list(config.inputs), "tokenizer": matters["tokenizer"] | {"path": None}}
+    return matters | named
+
+
 def plan_units(inputs: list[Input], config: PrepConfig, tokenizer_sha256: str, folder: Path) -> list[UnitTask]:
     """The units in order. folder: where their results go."""
     # Which other files there are is not what a unit depends on.
