@@ -58,8 +58,6 @@ def languages_of(documents: Documents) -> list[Language]:
     return [find(code) for code in documents.column("language")]
 
 
-def threshold(
-    given: float | None, languages: Sequence[Language], figure: Callable[[Language], float]
-) -> float | Array:
+def threshold(given: float | None, languages: Sequence[Language], figure: Callable[[Language], float]) -> float | Array:
     """What is configured; if that is null, each document's language's figure, float64[documents]."""
     return given if given is not None else np.array([figure(language) for language in languages], np.float64)
