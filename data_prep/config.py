@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from megatrain.data_prep.deduplicate import config as deduplicate
+from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.execute import config as execute
 from megatrain.data_prep.execute.config import ExecuteConfig
 from megatrain.data_prep.read import config as read
@@ -50,6 +52,7 @@ class PrepConfig(ExecuteConfig):
     """The source of documents that don't name theirs."""
     language: str | None = None
     """The language of documents that don't name theirs."""
+    deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
     held_out_share: float = 0.01
     """Share of documents that are never trained on, chosen by a hash of the text."""
     shard_bytes: int = 1024 * 1024 * 1024
@@ -66,6 +69,7 @@ def check(config: PrepConfig) -> None:
     """Raises InputError for a value that can't be had."""
     execute.check(config)
     read.check(config.read)
+    deduplicate.check(config.deduplicate)
     tokenizer = config.tokenizer
     if (config.input is None) == (not config.inputs):
         raise bad_value("input", config.input, "give this or inputs.NAME=..., not both")

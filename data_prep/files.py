@@ -113,25 +113,25 @@ class AtomicFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         # Two processes may do the same: a machine that was thought lost.
-        self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self._hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
         self._files: dict[str, AtomicFile] = {}
-        self._partial.mkdir(parents=True)
+        self._hidden.mkdir(parents=True)
 
     def file(self, name: str) -> AtomicFile:
         """A new file of the folder."""
-        self._files[name] = AtomicFile(self._partial / name)
+        self._files[name] = AtomicFile(self._hidden / name)
         return self._files[name]
 
     def commit(self, key: str, said: dict[str, Any]) -> None:
         """Writes the record and renames. key: what the files are a function of. said: JSON to be kept with them."""
         for file in self._files.values():
             file.commit()
-        sync_folder(self._partial)
+        sync_folder(self._hidden)
         described = {name: {"bytes": file.size, "xxh3_128": file.xxh3_128} for name, file in self._files.items()}
-        with AtomicFile(self._partial / RECORD) as record:
+        with AtomicFile(self._hidden / RECORD) as record:
             record.write(json.dumps({"key": key, "files": described, "said": said}).encode())
         try:
-            self._partial.rename(self.path)
+            self._hidden.rename(self.path)
         except OSError:
             if not (self.path / RECORD).exists():  # else another process was first, and its bytes are the same
                 raise
@@ -143,7 +143,7 @@ class AtomicFolder:
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.discard()
-        shutil.rmtree(self._partial, ignore_errors=True)
+        shutil.rmtree(self._hidden, ignore_errors=True)
 
 
 def said(folder: Path) -> Any:

@@ -1,14 +1,15 @@
 """`megatrain prep`: text to a set of shards.
 
-The steps: find the files and cut them into units; train or load the tokenizer and store it; prepare the units; say
-where shards end and write them; the manifests commit the set.
+The steps: find the files and cut them into units; train or load the tokenizer and store it; prepare the units; compare
+their documents, and take out what is there twice; say where shards end and write them; the manifests commit the set.
 
 Design choices:
 - This process decides and counts; everything that costs is a task for an executor, and its results are files. So the
   same runs in a pool of processes, on Ray and in Slurm arrays, and a run that was killed at any moment goes on when it
   is started again: a task whose results are there and whole does nothing.
 - Documents stand in the shards in the order of the input, wherever and in whatever order units were prepared.
-- DIR/.work holds the results of units until the set is committed: about twice the bytes of its tokens.
+- DIR/.work holds the results of units until the set is committed: about twice the bytes of its tokens, and where
+  documents are compared the packed texts.
 - A unit that fails again and again is named, and so is every other one that fails, when all that can be done is done;
   there is no set then (exit code 3). A broken file or too many bad records leave a committed set without them, and
   exit code 3.
@@ -17,23 +18,26 @@ Design choices:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
 from megatrain.data.format import TOKENIZER, TRAIN
 from megatrain.data_prep.config import PrepConfig, check
 from megatrain.data_prep.counts import Counts
+from megatrain.data_prep.deduplicate.duplicates import find_duplicates
+from megatrain.data_prep.deduplicate.examples import shown
+from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
 from megatrain.data_prep.execute import Failure, each
 from megatrain.data_prep.files import said
 from megatrain.data_prep.notes import Notes
-from megatrain.data_prep.plan import WORK, Input, find_inputs, plan_shards, plan_units, what_matters
+from megatrain.data_prep.output import check_output, claimed
+from megatrain.data_prep.plan import WORK, find_inputs, plan_finish, plan_shards, plan_units, without_places
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.results import Done
 from megatrain.data_prep.shards.manifest import (
@@ -46,9 +50,19 @@ from megatrain.data_prep.shards.manifest import (
 )
 from megatrain.data_prep.shards.write import read_record, write_shard
 from megatrain.data_prep.tokenizer import Vocabulary
-from megatrain.data_prep.units import SPLITS, Settings, prepare
+from megatrain.data_prep.units import (
+    SPLITS,
+    FinishTask,
+    Settings,
+    StoredTokenizer,
+    UnitTask,
+    compares,
+    finish,
+    kept_texts,
+    prepare,
+)
 from megatrain.data_prep.vocabulary import store, vocabulary
-from megatrain.errors import DONE, GAVE_UP, GaveUp, bad_value
+from megatrain.errors import DONE, GAVE_UP, GaveUp
 
 
 class _Named(Protocol):
@@ -61,7 +75,9 @@ class _Named(Protocol):
     def size(self) -> int: ...
 
 
-Task = TypeVar("Task", bound=_Named)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Named = TypeVar("Named", bound=_Named)
 
 
 def run(config: PrepConfig) -> int:
@@ -72,14 +88,13 @@ def run(config: PrepConfig) -> int:
     """
     started = time.monotonic()
     check(config)
-    output, console = Path(config.output), Console()
-    inputs = find_inputs(config)
-    _check_output(output, config.append)
-    found = vocabulary(config, inputs)
-    report = Report(files=sum(len(each.files) for each in inputs), ignored_files=sum(each.ignored for each in inputs))
-    with _claimed(output):
+    output = Path(config.output)
+    check_output(output, config.append)
+    preparation = _Preparation(config)
+    report = preparation.report
+    with claimed(output):
         try:
-            _make_set(config, inputs, found, report, console)
+            preparation.make_set()
         except (GaveUp, OSError) as error:
             report.exit_code, report.reason = GAVE_UP, str(error)
             report.seconds = time.monotonic() - started
@@ -89,100 +104,105 @@ def run(config: PrepConfig) -> int:
         report.seconds = time.monotonic() - started
         report.write(output)
         shutil.rmtree(output / WORK)
-    report.show(console, output)
+    report.show(preparation.console, output)
     return report.exit_code
 
 
-def _check_output(output: Path, append: bool) -> None:
-    """Refuses a folder that holds a finished set, or anything that an unfinished run of ours didn't leave."""
-    finished = output.is_dir() and bool(read_manifests(output))
-    if append and not finished:
-        raise bad_value("append", append, f"output={output} holds no finished set to append to")
-    if not output.exists() or append:
-        return
-    if not output.is_dir():
-        raise bad_value("output", output, "a file; give a new folder")
-    if finished:
-        raise bad_value("output", output, "already holds a finished set; give another folder, or append=true")
-    if not (output / WORK).is_dir() and any(output.iterdir()):
-        raise bad_value("output", output, "holds other files; give a new or empty folder")
+class _Preparation:
+    """One run: what it is asked for, and what it says. Nothing is written before `make_set`."""
 
+    def __init__(self, config: PrepConfig) -> None:
+        """Raises InputError where the input or the tokenizer can't be had."""
+        self.config = config
+        self.output, self.work = Path(config.output), Path(config.output) / WORK
+        self.console = Console()
+        self.inputs = find_inputs(config)
+        files = [(file.name, file.size) for found in self.inputs for file in found.files]
+        self.report = Report(files=len(files), ignored_files=sum(found.ignored for found in self.inputs))
+        self._lineage = new_lineage(without_places(config), files, read_lineage(self.output))
+        if config.tokenizer.train:
+            self.console.print(f"training a tokenizer of {config.tokenizer.vocab_size:,} ids", highlight=False)
+        self._vocabulary: Vocabulary = vocabulary(config, self.inputs)
 
-@contextlib.contextmanager
-def _claimed(output: Path) -> Iterator[None]:
-    """Makes the output folder, and holds it against other runs. Raises InputError where it can't be had."""
-    try:
-        for folder in (WORK, *SPLITS):
-            (output / folder).mkdir(parents=True, exist_ok=True)
-        lock = (output / WORK / "lock").open("w")
-    except OSError as error:
-        raise bad_value("output", output, f"can't be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise bad_value("output", output, "another run is writing it") from None
-        except OSError:
-            pass  # a file system without locks
-        for left in output.rglob(".*.partial"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield
+    def make_set(self) -> None:
+        """Everything after the output is ours. Fills the report, and commits the set last."""
+        tokenizer, self.report.backend_reason = store(self._vocabulary, self.config, self.inputs)
+        self.report.backend = tokenizer.backend
+        units = self._prepare(tokenizer)
+        self.report.reason = _reason(self.report.counts, self.config.max_bad_share)
+        if not self.report.counts.total(TRAIN).documents:
+            raise GaveUp(f"no usable document to train on; {self.report.reason or 'all are held out or dropped'}")
+        self.report.exit_code = GAVE_UP if self.report.reason else DONE
+        self._write_shards(units, tokenizer)
 
+    def _prepare(self, tokenizer: StoredTokenizer) -> Sequence[UnitTask | FinishTask]:
+        """The units whose tokens are there, in order, when all are done."""
+        settings = Settings(self.config, tokenizer)
+        units = plan_units(self.inputs, self.config, tokenizer.sha256, self.work / "units")
+        self._each("preparing", partial(prepare, settings=settings), units)
+        self._count(units)
+        config, folders = self.config.deduplicate, [Path(unit.folder) for unit in units]
+        if not compares(config):
+            return units
+        duplicates = repeated = None
+        if config.exact or config.fuzzy.enabled:
+            duplicates = find_duplicates(folders, self.work / "duplicates", config, self._run)
+            self.report.duplicates = shown(duplicates.summary, lambda unit, rows: kept_texts(folders[unit], rows))
+        if config.paragraphs.enabled:
+            repeated = find_paragraphs(folders, self.work / "paragraphs", config, self._run, duplicates)
+        rest = plan_finish(units, duplicates.folder if duplicates else None, repeated, self.work / "finished")
+        self._each("tokenizing", partial(finish, settings=settings), rest)
+        self._count(rest)
+        return rest
 
-def _make_set(config: PrepConfig, inputs: list[Input], found: Vocabulary, report: Report, console: Console) -> None:
-    """Everything after the output is ours. Fills `report`, and commits the set last."""
-    output, work = Path(config.output), Path(config.output) / WORK
-    tokenizer, report.backend_reason = store(found, config, inputs)
-    report.backend = tokenizer.backend
-    units = plan_units(inputs, config, tokenizer.sha256, work / "units")
-    files = [(file.name, file.size) for each in inputs for file in each.files]
-    lineage = new_lineage(what_matters(config), files, read_lineage(output))
-    _each(config, console, "preparing", partial(prepare, settings=Settings(config, tokenizer)), units, report)
-    for unit in units:
-        results = said(Path(unit.folder))
-        report.counts.add(Counts.from_json(results["counts"]))
-        report.notes.add(Notes.from_json(results["notes"]))
-    report.reason = _reason(report.counts, config.max_bad_share)
-    if not report.counts.total(TRAIN).documents:
-        raise GaveUp(f"no usable document to train on; {report.reason or 'all are held out or dropped'}")
-    report.exit_code = GAVE_UP if report.reason else DONE
-    before = read_manifests(output)
-    shards = {split: plan_shards(config, units, tokenizer, before.get(split), split) for split in SPLITS}
-    _each(config, console, "writing shards", write_shard, [task for tasks in shards.values() for task in tasks], report)
-    entries = {split: [read_record(task).entry for task in tasks] for split, tasks in shards.items()}
-    report.shards = sum(len(found) for found in entries.values())
-    shutil.copyfile(tokenizer.path, output / TOKENIZER)
-    write_lineage(output, lineage)
-    for split in reversed(SPLITS):  # the train split's last
-        if entries[split]:
-            write_manifest(output / split, extended(before.get(split), split, tokenizer, entries[split]))
-        elif split not in before:
-            (output / split).rmdir()
+    def _write_shards(self, units: Sequence[UnitTask | FinishTask], tokenizer: StoredTokenizer) -> None:
+        """Writes the shards of all splits, and the manifests."""
+        before = read_manifests(self.output)
+        shards = {split: plan_shards(self.config, units, tokenizer, before.get(split), split) for split in SPLITS}
+        self._each("writing shards", write_shard, [task for tasks in shards.values() for task in tasks])
+        records = {split: [read_record(task) for task in tasks] for split, tasks in shards.items()}
+        self.report.shards = sum(len(found) for found in records.values())
+        shutil.copyfile(tokenizer.path, self.output / TOKENIZER)
+        lineage = write_lineage(self.output, self._lineage)
+        for split in reversed(SPLITS):  # the train split's last
+            if found := records[split]:
+                manifest = extended(before.get(split), split, tokenizer, found, self.report.counts, lineage)
+                write_manifest(self.output / split, manifest)
+            elif split not in before:
+                (self.output / split).rmdir()
 
+    def _count(self, tasks: Sequence[UnitTask | FinishTask]) -> None:
+        """Adds what tasks that are done have counted and noted, in order."""
+        for task in tasks:
+            found = said(Path(task.folder))
+            self.report.counts.add(Counts.from_json(found["counts"]))
+            self.report.notes.add(Notes.from_json(found["notes"]))
 
-def _each(
-    config: PrepConfig,
-    console: Console,
-    what: str,
-    function: Callable[[Task], Done],
-    tasks: Sequence[Task],
-    report: Report,
-) -> None:
-    """function(task) for all of them, by the executor. Raises GaveUp, naming them, where some failed for good."""
-    failed = {}
-    with Meter(console, what, sum(task.size for task in tasks)) as meter:
-        for number, result in each(function, tasks, config, Path(config.output) / WORK):
+    def _each(self, what: str, function: Callable[[Named], Done], tasks: Sequence[Named]) -> None:
+        """function(task) for all of them. Raises GaveUp, naming them, where some failed for good."""
+        failed = {}
+        with Meter(self.console, what, sum(task.size for task in tasks)) as meter:
+            for number, result in each(function, tasks, self.config, self.work):
+                if isinstance(result, Failure):
+                    failed[tasks[number].name] = result.reason
+                else:
+                    meter.advance(tasks[number].size, *result)
+        if failed:
+            self.report.failed = failed
+            first, reason = next(iter(failed.items()))
+            raise GaveUp(
+                f"{what}: {len(failed)} of {len(tasks)} failed, the first is {first}: {reason}; the others are done, "
+                "and are kept for the next start"
+            )
+
+    def _run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
+        """function(task) of each, in order: work between units, all of which has to be done."""
+        results: dict[int, Any] = {}
+        for number, result in each(function, tasks, self.config, self.work):
             if isinstance(result, Failure):
-                failed[tasks[number].name] = result.reason
-            else:
-                meter.advance(tasks[number].size, *result)
-    if failed:
-        report.failed = failed
-        first, reason = next(iter(failed.items()))
-        raise GaveUp(
-            f"{what}: {len(failed)} of {len(tasks)} failed, the first is {first}: {reason}; the others are done, "
-            "and are kept for the next start"
-        )
+                raise GaveUp(f"comparing documents: {tasks[number]} failed: {result.reason}")
+            results[number] = result
+        return [results[number] for number in range(len(tasks))]
 
 
 def _reason(counts: Counts, max_bad_share: float) -> str | None:

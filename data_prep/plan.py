@@ -11,6 +11,7 @@ Design choices:
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from megatrain.data_prep.read.files import Files, Unit, find_files, plan
 from megatrain.data_prep.results import has_split
 from megatrain.data_prep.shards.cut import cut
 from megatrain.data_prep.shards.write import ShardTask
-from megatrain.data_prep.units import StoredTokenizer, UnitTask
+from megatrain.data_prep.units import FinishTask, StoredTokenizer, UnitTask
 
 WORK = ".work"
 """What a run has in its output folder until the set is committed."""
@@ -55,6 +56,13 @@ def what_matters(config: PrepConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
 
 
+def without_places(config: PrepConfig) -> dict[str, Any]:
+    """What matters, without where the input and the tokenizer were: a set is the same wherever it was made."""
+    matters = what_matters(config)
+    named = {"input": None, "inputs": list(config.inputs), "tokenizer": matters["tokenizer"] | {"path": None}}
+    return matters | named
+
+
 def plan_units(inputs: list[Input], config: PrepConfig, tokenizer_sha256: str, folder: Path) -> list[UnitTask]:
     """The units in order. folder: where their results go."""
     # Which other files there are is not what a unit depends on.
@@ -69,8 +77,25 @@ def plan_units(inputs: list[Input], config: PrepConfig, tokenizer_sha256: str, f
     return tasks
 
 
+def plan_finish(
+    units: list[UnitTask], duplicates: Path | None, repeated: Path | None, folder: Path
+) -> list[FinishTask]:
+    """The second task of each unit. duplicates, repeated: what was found among all units; their names say of what."""
+    tasks = []
+    for number, unit in enumerate(units):
+        found = [None if path is None else str(path) for path in (duplicates, repeated)]
+        names = [None if path is None else [path.parent.name, path.name] for path in (duplicates, repeated)]
+        key = xxhash.xxh3_128_hexdigest(canonical_json([unit.key, number, names]))
+        tasks.append(FinishTask(key, str(folder / key), unit, number, *found))
+    return tasks
+
+
 def plan_shards(
-    config: PrepConfig, units: list[UnitTask], tokenizer: StoredTokenizer, before: Manifest | None, split: str
+    config: PrepConfig,
+    units: Sequence[UnitTask | FinishTask],
+    tokenizer: StoredTokenizer,
+    before: Manifest | None,
+    split: str,
 ) -> list[ShardTask]:
     """The shards of a split, when all units are done. before: the manifest of the set that they are added to."""
     output, id_dtype = Path(config.output), id_dtype_name(tokenizer.vocab_size)

@@ -25,6 +25,7 @@ from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.units import SPLITS
 
 REPORT = "report.json"
+PAGE = "report.html"
 LINE_SECONDS = 10.0
 """Between lines of progress where there is no terminal."""
 
@@ -86,6 +87,7 @@ class Report:
     files: int = 0
     ignored_files: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    duplicates: dict[str, Any] | None = None
     shards: int = 0
     backend: str = ""
     backend_reason: str = ""
@@ -119,6 +121,7 @@ class Report:
             ],
             "documents_by_log2_tokens": counts.lengths,
             "steps": self.notes.to_json(),
+            "duplicates": self.duplicates,
             "shards": self.shards,
             "backend": self.backend,
             "backend_reason": self.backend_reason,
@@ -127,9 +130,14 @@ class Report:
         }
 
     def write(self, folder: Path) -> None:
-        """Writes report.json."""
+        """Writes report.json, and the same as a page."""
+        from megatrain.data_prep.report_page import page  # jinja2 takes its time, and a report is written once
+
+        report = self.to_json()
         with AtomicFile(folder / REPORT) as file:
-            file.write(json.dumps(self.to_json(), indent=1).encode())
+            file.write(json.dumps(report, indent=1).encode())
+        with AtomicFile(folder / PAGE) as file:
+            file.write(page(report).encode())
 
     def show(self, console: Console, folder: Path) -> None:
         """Prints the table."""

@@ -1,8 +1,8 @@
 """What is done with a unit of the input, by whatever process an executor gives it to.
 
-Two tasks: `prepare` reads a unit and takes its documents through the steps; `tokenize` makes the ids. Where nothing has
-to be compared across units, `prepare` does both, and no text is written. Else it leaves the documents and what they are
-compared by, and `tokenize` follows for those that were not found elsewhere.
+`prepare` reads a unit and takes its documents through the steps. Where nothing has to be compared across units it makes
+their ids too, and no text is written. Else it leaves the documents and what they are compared by, and `finish` follows,
+which leaves out what was found elsewhere and makes the ids of the rest.
 
 Design choices:
 - A task depends on its arguments alone, so any process may run any task, in any order, twice.
@@ -14,7 +14,7 @@ Design choices:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -30,7 +30,12 @@ import xxhash
 from megatrain.data.format import HELD_OUT, LENGTH_DTYPE, TRAIN
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.counts import Amount, Counts
-from megatrain.data_prep.documents import Documents, Step
+from megatrain.data_prep.deduplicate.config import DeduplicateConfig
+from megatrain.data_prep.deduplicate.duplicates import Duplicates
+from megatrain.data_prep.deduplicate.keys import Keys, document_keys, write_keys
+from megatrain.data_prep.deduplicate.paragraphs import LineKeys, line_keys, write_line_keys
+from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
+from megatrain.data_prep.documents import SCHEMA, Documents, Step
 from megatrain.data_prep.files import AtomicFolder, is_whole, said
 from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.read.files import Unit
@@ -40,6 +45,8 @@ from megatrain.data_prep.steps import steps
 from megatrain.data_prep.tokenizer import Encoder, Vocabulary
 
 SPLITS = (TRAIN, HELD_OUT)
+TEXTS = "documents.arrow"
+"""What a prepared unit leaves where units are compared."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +88,115 @@ class Settings:
     tokenizer: StoredTokenizer
 
 
+@dataclass(frozen=True)
+class FinishTask:
+    """key: what the results are a function of. folder: where they go. prepared: the unit; number: which one it is.
+
+    duplicates: the folder of what was found among all units' documents, if they were compared. repeated: the file of
+    what was found among their lines, if these were.
+    """
+
+    key: str
+    folder: str
+    prepared: UnitTask
+    number: int
+    duplicates: str | None
+    repeated: str | None
+
+    @property
+    def name(self) -> str:
+        """The files."""
+        return self.prepared.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the input."""
+        return self.prepared.size
+
+
 def prepare(task: UnitTask, settings: Settings) -> Done:
-    """Reads a unit, takes it through the steps and tokenizes what is left; a broken file leaves nothing."""
+    """Reads a unit and takes it through the steps; a broken file leaves nothing."""
+
+    def work(result: AtomicFolder, counts: Counts, notes: Notes) -> None:
+        documents = _read(task, settings.config, counts, notes)
+        if compares(settings.config.deduplicate):
+            _keep(documents, settings.config.deduplicate, result)
+        else:
+            _tokenize(documents, settings, result, counts)
+
+    return _once(task, work)
+
+
+def finish(task: FinishTask, settings: Settings) -> Done:
+    """Leaves out what other units have of a prepared unit, and tokenizes the rest."""
+
+    def work(result: AtomicFolder, counts: Counts, notes: Notes) -> None:
+        taken: list[Step] = []
+        duplicates = None if task.duplicates is None else Duplicates(Path(task.duplicates))
+        if duplicates is not None:
+            taken.append(RemovedDocuments(duplicates, task.number))
+        if task.repeated is not None:
+            repeated = Path(task.repeated)
+            taken.append(RepeatedLines(repeated, duplicates, task.number, settings.config.deduplicate))
+        kept = (through(taken, documents, notes) for documents in _kept(Path(task.prepared.folder)))
+        _tokenize((documents for documents in kept if len(documents)), settings, result, counts)
+
+    return _once(task, work)
+
+
+def _once(task: UnitTask | FinishTask, work: Callable[[AtomicFolder, Counts, Notes], None]) -> Done:
+    """Does the work of a task, unless it was done before."""
     folder = Path(task.folder)
     if is_whole(folder, task.key):
-        return _done(Counts.from_json(said(folder)["counts"]))
-    shutil.rmtree(folder, ignore_errors=True)
-    counts, notes = Counts(), Notes()
-    with AtomicFolder(folder) as result:
-        _tokenize(_read(task, settings.config, counts, notes), settings, result, counts)
-        result.commit(task.key, {"counts": counts.to_json(), "notes": notes.to_json()})
-    return _done(counts)
-
-
-def _done(counts: Counts) -> Done:
+        counts = Counts.from_json(said(folder)["counts"])
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        counts, notes = Counts(), Notes()
+        with AtomicFolder(folder) as result:
+            work(result, counts, notes)
+            result.commit(task.key, {"counts": counts.to_json(), "notes": notes.to_json()})
     total = counts.total()
     return Done(total.documents, total.tokens)
+
+
+def compares(config: DeduplicateConfig) -> bool:
+    """Whether documents of other units have a say in what stays."""
+    return config.exact or config.fuzzy.enabled or config.paragraphs.enabled
+
+
+def _keep(batches: Iterable[Documents], config: DeduplicateConfig, result: AtomicFolder) -> None:
+    """Leaves documents, and what they are compared by."""
+    keys: list[Keys] = []
+    lines: list[LineKeys] = []
+    with pa.ipc.new_stream(result.file(TEXTS), SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        for documents in batches:
+            stream.write_batch(documents.batch)
+            if config.exact or config.fuzzy.enabled:
+                keys.append(document_keys(documents, config))
+            if config.paragraphs.enabled:
+                lines.append(line_keys(documents, config))
+    if config.exact or config.fuzzy.enabled:
+        write_keys(result, keys)
+    if config.paragraphs.enabled:
+        write_line_keys(result, lines)
+
+
+def kept_texts(folder: Path, rows: Collection[int]) -> dict[int, tuple[str, str]]:
+    """Ids and texts of some rows of what a prepared unit left."""
+    found, first = {}, 0
+    for documents in _kept(folder):
+        for row in rows:
+            if first <= row < first + len(documents):
+                name, text = (documents.batch.column(column)[row - first].as_py() for column in ("id", "text"))
+                found[row] = name, text
+        first += len(documents)
+    return found
+
+
+def _kept(folder: Path) -> Iterator[Documents]:
+    """What _keep left, in the same batches."""
+    with pa.memory_map(str(folder / TEXTS)) as file, pa.ipc.open_stream(file) as stream:
+        yield from map(Documents, stream)
 
 
 def _read(task: UnitTask, config: PrepConfig, counts: Counts, notes: Notes) -> Iterator[Documents]:

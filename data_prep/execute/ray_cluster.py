@@ -9,10 +9,12 @@ Design choices:
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from megatrain.data_prep.execute.config import ExecuteConfig
@@ -57,10 +59,12 @@ def each_on_ray(
                 result, error = outcome(ray.get(reference))
             except RayError as lost:
                 error = WorkerDiedError(number, f"its Ray worker was lost ({type(lost).__name__})")
-            ended = result if error is None else attempts.failed(number, error)
+            failure = None if error is None else attempts.failed(number, error)
             submit()  # so that the cluster works while the result is used
-            if error is None or ended is not None:
-                yield number, ended
+            if error is None:
+                yield number, result
+            elif failure is not None:
+                yield number, failure
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -83,14 +87,14 @@ def _connect(config: ExecuteConfig) -> Any:
         return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask, and report to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the answer to a warning about GPUs
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    init = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
     if config.ray_address is None:
         cpus = config.workers or len(os.sched_getaffinity(0))
-        ray.init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
+        init("local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
         return ray
     _check_answers(config.ray_address)
     try:
-        ray.init(config.ray_address, **quiet)
+        init(config.ray_address)
     except (OSError, RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise bad_value("ray_address", config.ray_address, f"Ray can't connect: {why}") from None

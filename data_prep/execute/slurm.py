@@ -131,7 +131,9 @@ class _Cluster:
             self._run("sbatch", "--test-only", *self._options, "--wrap=true")
             settings = self._run("scontrol", "show", "config")
         except FileNotFoundError as error:
-            raise InputError(f"executor=slurm: {error.filename} isn't there; start it on a Slurm cluster") from None
+            raise InputError(
+                f"executor=slurm: {error.filename} isn't there; start it on a machine of a Slurm cluster"
+            ) from None
         except subprocess.CalledProcessError as error:
             raise InputError(f"executor=slurm: {_words(error.stderr)}; see slurm.*") from None
         (most,) = (line.split("=")[1] for line in settings.splitlines() if line.startswith("MaxArraySize"))

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from megatrain.compose import compose
 from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
 from megatrain.data_prep.config import PrepConfig, TokenizerConfig
+from megatrain.data_prep.deduplicate.config import ParagraphsConfig
 from megatrain.data_prep.pipeline import run
 from megatrain.data_prep.tokenizer import EOS, train
 from megatrain.errors import GaveUp, InputError
@@ -97,7 +98,7 @@ def report(config: PrepConfig) -> dict[str, Any]:
 def files(config: PrepConfig) -> dict[str, bytes]:
     """What was written, but for the report, which holds times."""
     folder = Path(config.output)
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "report.json")
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.stem != "report")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -381,3 +382,26 @@ def test_every_key_can_be_given_on_the_command_line() -> None:
     composed = compose("prep", arguments)
     assert isinstance(composed, PrepConfig)
     assert (composed.tokenizer.vocab_size, composed.columns.text, composed.workers) == (9, "content", 3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_there_twice_is_left_out(config: PrepConfig, workers: int) -> None:
+    """The first in the order of the input stays, of documents and of lines, whatever unit it is in."""
+    one, two, three, four = (f"document {number} has but one line, and that line is its own" for number in range(4))
+    line = "a line of more than twenty characters that several documents have"
+    write_jsonl(config, "a.jsonl", one, two, f"{three}\n{line}")
+    write_jsonl(config, "b.jsonl", two.replace(" ", "  "), f"{line}\n{four}", one, line)
+    wanted = replace(config, workers=workers, unit_bytes=100, held_out_share=0.0)
+    wanted.deduplicate.exact = True
+    wanted.deduplicate.paragraphs = ParagraphsConfig(enabled=True, min_characters=20, min_left_characters=20)
+    assert run(wanted) == 0
+    assert [value for value, _ in documents(wanted, TRAIN)] == [one, two, f"{three}\n{line}", four]
+    found = report(wanted)
+    assert found["duplicates"]["exact"] == 2
+    pairs = [(example["kept_text"], example["dropped_text"]) for example in found["duplicates"]["examples"]]
+    assert sorted(pairs) == [(one, one), (two, two.replace(" ", "  "))]
+    dropped = found["steps"]["dropped"]
+    assert dropped["duplicates"]["exact"]["documents"] == 2
+    assert dropped["paragraphs"]["little_left"]["documents"] == 1
+    assert found["steps"]["changed"]["paragraphs"]["repeated_lines"]["documents"] == 1
+    assert (found["records"], found["documents"]) == (7, {TRAIN: 4, HELD_OUT: 0})
