@@ -45,7 +45,7 @@ line. `model.spec` and `data.format` are files that lie lower than the folder th
 
 ONLY = {
     "kernels": {"device"},
-    "data_prep": {"errors", "data.format"},
+    "data_prep": {"errors", "data.format", "storage"},
     "model.spec": {"config", "errors"},
     "data.format": {"errors", "storage"},
 }
@@ -163,8 +163,8 @@ def test_every_part_of_the_list_exists() -> None:
         ("model", "if TYPE_CHECKING:\n    from megatrain.trainer import Trainer", ["model imports trainer"]),
         ("kernels.attention.op", "from megatrain.batch import Batch", ["kernels.attention.op imports batch"]),
         ("kernels.attention.op", "from megatrain.device import CPU", []),
-        ("data_prep.shards", "from megatrain.data.order import Int64", ["data_prep.shards imports data.order"]),
-        ("data_prep.shards", "from megatrain.data.format import Manifest", []),
+        ("data_prep.shards.cut", "from megatrain.data.order import Int64", ["data_prep.shards.cut imports data.order"]),
+        ("data_prep.shards.cut", "from megatrain.data.format import Manifest", []),
         ("model.spec", "import megatrain.parallel", ["model.spec imports parallel"]),
         ("engines.deepspeed", "from megatrain.engines import ranges", []),
     ],

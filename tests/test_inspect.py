@@ -16,9 +16,10 @@ import xxhash
 from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
-from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, metadata_path, shard_name
+from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, ShardList, metadata_path, shard_name
 from megatrain.data_config import Packing
-from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
+from megatrain.data_prep.shards.writer import ShardWriter
 from megatrain.errors import InputError
 from megatrain.inspect import run
 from tests.checkpoint.layouts import even_layout, random_whole, trainer_state
@@ -89,7 +90,7 @@ def write_split(folder: Path, split: str) -> None:
         writer.add(np.arange(1000, dtype="<u2"), np.array([400, 600], "<u4"))
         entries.append(writer.commit("pages", "en", xxhash.xxh3_128_hexdigest(metadata_path(tar).read_bytes())))
     sha256 = hashlib.sha256(b"{}").hexdigest()
-    write_manifest(folder / split, Manifest(split, "uint16", 1000, 0, sha256, 2000, 4, tuple(entries)))
+    write_manifest(folder / split, Manifest(split, "uint16", 1000, 0, sha256, 2000, 4, ShardList.of(entries)))
 
 
 def test_a_whole_set_shows_its_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,31 +12,34 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.data_prep.config import ColumnsConfig
-from megatrain.data_prep.readers import (
-    BrokenFileError,
-    Document,
-    Piece,
-    Problem,
-    check,
-    find_files,
-    plan,
-    read,
-    sample,
-)
+from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
+from megatrain.data_prep.read.files import File, Piece, Unit, find_files, plan
+from megatrain.data_prep.read.reader import check, read_unit, sample
+from megatrain.data_prep.read.records import BrokenFileError, Document, Problem
 from megatrain.errors import InputError
 
 COLUMNS = ColumnsConfig()
+READ = ReadConfig()
 
 
 def compress_zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(data)
 
 
-def all_of(path: Path, columns: ColumnsConfig = COLUMNS) -> list[Document | Problem]:
-    piece = Piece(str(path), path.name, path.stat().st_size)
-    check(piece)
-    return list(read(piece, columns))
+def all_of(path: Path, columns: ColumnsConfig = COLUMNS, config: ReadConfig = READ) -> list[Document | Problem]:
+    """What a file holds: its documents, then its problems. Raises BrokenFileError."""
+    return of_unit((Piece(str(path), path.name, path.stat().st_size),), columns, config)
+
+
+def of_unit(unit: Unit, columns: ColumnsConfig = COLUMNS, config: ReadConfig = READ) -> list[Document | Problem]:
+    problems: list[Problem] = []
+
+    def on_broken(_: str, why: str) -> None:
+        raise BrokenFileError(why)
+
+    batches = read_unit(unit, columns, config, lambda _, problem: problems.append(problem), on_broken)
+    rows = [Document(**row) for documents in batches for row in documents.batch.to_pylist()]
+    return [*rows, *problems]
 
 
 def texts(found: list[Document | Problem]) -> list[str]:
@@ -49,7 +52,7 @@ def lines(*records: object) -> bytes:
 
 def test_a_txt_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\n")
-    assert all_of(tmp_path / "a.txt") == [Document("one\r\n\r\ntwo\n", "a.txt", None, None, None, None)]
+    assert all_of(tmp_path / "a.txt") == [Document("a.txt", "one\r\n\r\ntwo\n")]
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", compress_zstd)])
@@ -58,8 +61,8 @@ def test_jsonl_plain_and_packed(tmp_path: Path, suffix: str, pack: Callable[[byt
     first = lines({"text": "one", "id": 7, "url": "u", "source": "s", "language": "en", "stars": 3})
     path.write_bytes(pack(first) + pack(lines({"text": "two"})))
     assert all_of(path) == [
-        Document("one", "7", "u", "s", "en", '{"stars": 3}'),
-        Document("two", f"{path.name}:{len(first)}", None, None, None, None),
+        Document("7", "one", "u", "s", "en", '{"stars": 3}'),
+        Document(f"{path.name}:{len(first)}", "two"),
     ]
 
 
@@ -68,16 +71,16 @@ def test_bad_lines_are_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     deep = b"[" * 100_000
     rows = [b'{"text": "a"}', b"{", b"\xff", b"", b'{"text": 1}', b"[]", b'{"text": " "}', deep, b'{"text": "\\ud800"}']
     path.write_bytes(b"\n".join([*rows, b'{"text": "z"}']))
-    expected = ["a", "invalid_json", "not_utf8", "no_text", "no_text", "empty", "invalid_json", "not_utf8", "z"]
+    kinds = ["invalid_json", "not_utf8", "no_text", "no_text", "empty", "invalid_json", "not_utf8"]
     found = all_of(path)
-    assert texts(found) == expected
-    assert found[1] == Problem("invalid_json", "a.jsonl:14")
+    assert texts(found) == ["a", "z", *kinds]
+    assert found[2] == Problem("invalid_json", "a.jsonl:14")
 
 
 def test_columns_are_named_by_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines({"content": "one", "link": "u", "text": "other"}))
     found = all_of(tmp_path / "a.jsonl", ColumnsConfig(text="content", url="link"))
-    assert found == [Document("one", "a.jsonl:0", "u", None, None, '{"text": "other"}')]
+    assert found == [Document("a.jsonl:0", "one", "u", None, None, '{"text": "other"}')]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_parquet(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     found = all_of(tmp_path / "a.parquet")
     assert found == [
-        Document("one", "a", None, None, None, '{"n": 1}'),
+        Document("a", "one", None, None, None, '{"n": 1}'),
         Problem("no_text", "a.parquet:1"),
         Problem("empty", "a.parquet:2"),
     ]
@@ -95,7 +98,7 @@ def test_parquet_strings_that_are_not_utf8(tmp_path: Path) -> None:
     binary = pa.array([b"one", b"\xff", b"three"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
-    assert texts(all_of(tmp_path / "a.parquet")) == ["one", "not_utf8", "three"]
+    assert texts(all_of(tmp_path / "a.parquet")) == ["one", "three", "not_utf8"]
 
 
 def test_parquet_without_the_text_column(tmp_path: Path) -> None:
@@ -124,7 +127,7 @@ def test_a_broken_file_is_found_before_its_documents_are_taken(tmp_path: Path, s
         }[damage]
     )
     with pytest.raises(BrokenFileError) as error:
-        check(Piece(str(path), path.name, len(data)))
+        check(Piece(str(path), path.name, len(data)), READ)
     assert str(error.value)
     assert "\n" not in str(error.value)
 
@@ -134,11 +137,11 @@ def test_find_files_in_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     files, ignored = find_files(str(tmp_path))
-    assert [name for _, name in files] == ["a.parquet", "b/1.jsonl.zst", "b/2.txt"]
-    assert ignored == 1
-    assert [name for _, name in find_files(f"{tmp_path}/*/*.txt")[0]] == ["b/2.txt"]
-    assert [name for _, name in find_files(f"{tmp_path}/**/*.txt")[0]] == ["b/2.txt"]
-    assert [name for _, name in find_files(f"{tmp_path}/b/2.txt")[0]] == ["2.txt"]
+    assert [file.name for file in files] == ["a.parquet", "b/1.jsonl.zst", "b/2.txt"]
+    assert ignored == {".md": 1}
+    assert [file.name for file in find_files(f"{tmp_path}/*/*.txt")[0]] == ["b/2.txt"]
+    assert [file.name for file in find_files(f"{tmp_path}/**/*.txt")[0]] == ["b/2.txt"]
+    assert [file.name for file in find_files(f"{tmp_path}/b/2.txt")[0]] == ["2.txt"]
 
 
 @pytest.mark.parametrize("pattern", ["{}/none", "{}/*.txt", "{}/empty", ""])
@@ -149,9 +152,9 @@ def test_missing_input(tmp_path: Path, pattern: str) -> None:
 
 
 def test_unknown_suffix_and_empty_files(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(InputError, match=r"input=.*a\.csv: the suffix is none of \.txt"):
-        find_files(str(tmp_path / "*.csv"))
+    (tmp_path / "a.pdf").write_text("x")
+    with pytest.raises(InputError, match=r"input=.*a\.pdf: the suffix is none of \.txt"):
+        find_files(str(tmp_path / "*.pdf"))
     (tmp_path / "a.txt").touch()
     with pytest.raises(InputError, match=r"input=.*: all 1 files there are empty"):
         find_files(str(tmp_path))
@@ -181,8 +184,8 @@ def test_cutting_a_jsonl_loses_and_repeats_nothing(
     path = tmp_path_factory.mktemp("cut") / "a.jsonl"
     rows = [row for row in rows if row.isprintable()] + ["last"]
     path.write_bytes(lines(*({"text": row} for row in rows)))
-    units = plan([(path, "a.jsonl")], size)
-    found = [item for unit in units for piece in unit for item in read(piece, COLUMNS)]
+    units = plan([File(str(path), "a.jsonl", path.stat().st_size)], size)
+    found = [item for unit in units for item in of_unit(unit)]
     assert texts(found) == rows
     assert [item.id for item in found if isinstance(item, Document)] == [
         f"a.jsonl:{position}" for position in _starts(path.read_bytes())
@@ -199,9 +202,8 @@ def test_a_sample_is_from_all_over_the_input(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_bytes(lines(*({"text": f"{name}" * 100} for _ in range(100))))
     (tmp_path / "broken.jsonl.gz").write_bytes(b"x")
     files = find_files(str(tmp_path))[0]
-    taken = list(sample(files, COLUMNS, 20_000))
+    taken = list(sample(files, COLUMNS, READ, 20_000))
     assert 190 <= len(taken) <= 210
-    assert {document.text[0] for document in taken} == set("0123456789")
-    assert len({document.id for document in taken}) == len(taken)
-    assert taken == list(sample(files, COLUMNS, 20_000))
-    assert len({document.id for document in sample(files, COLUMNS, 10**9)}) == 1000
+    assert {text[0] for text in taken} == set("0123456789")
+    assert taken == list(sample(files, COLUMNS, READ, 20_000))
+    assert len(list(sample(files, COLUMNS, READ, 10**9))) == 1000

@@ -1,0 +1,172 @@
+"""The files of the input, on a file system or in an object store, and how they are cut into units of work.
+
+Design choices:
+- The input is a list of units, known before work starts: files in sorted order, small ones together, large plain JSON
+  lines cut at lines. Units are what workers take, and their order is the order of the output. Nothing else is cut: a
+  quoted field of .csv may hold line breaks, and the rest has no place to begin at.
+- Sizes come with the listing: a store isn't asked for each file.
+- What a file is, its suffix says, never its bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+from megatrain.errors import bad_value
+from megatrain.storage import URL, one_line, root
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+ROWS = (".txt", *JSON_LINES, ".csv", ".tsv", ".html", ".htm", ".warc", ".wet")
+"""Formats that may be packed."""
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+COLUMNAR = (".parquet", ".arrow", ".feather", ".arrows")
+"""Formats with a compression of their own."""
+SUFFIXES = (*ROWS, *(row + packed for row in ROWS for packed in PACKED), *COLUMNAR)
+LEGAL = f"{', '.join((*ROWS, *COLUMNAR))}, the first {len(ROWS)} also with {', '.join(PACKED)}"
+
+
+class File(NamedTuple):
+    """path: or URL. name: the path below the input's folder, what people see. size: bytes."""
+
+    path: str
+    name: str
+    size: int
+
+
+Files = list[File]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What of a file is read: the lines that begin in [start, stop), in bytes, of plain JSON lines; else all of it.
+
+    path: or URL. name: the path below the input's folder, what people see. size: bytes of the file that this
+    accounts for.
+    """
+
+    path: str
+    name: str
+    size: int
+    start: int = 0
+    stop: int | None = None
+
+
+Unit = tuple[Piece, ...]
+
+
+def suffix_of(path: str) -> tuple[str, str]:
+    """What a file is: a suffix of ROWS and one of PACKED or "", or one of COLUMNAR and ""."""
+    packed = next((packed for packed in PACKED if path.endswith(packed)), "")
+    return PurePosixPath(path.removesuffix(packed)).suffix, packed
+
+
+def find_files(pattern: str) -> tuple[Files, Counter[str]]:
+    """The files of `input` with their names, in sorted order, and how many of its folders' were ignored, by suffix.
+
+    pattern: a file, a folder with all below it, or a glob, on a file system or as a URL.
+    Raises InputError if there is nothing, if all files are empty, or if one that was asked for has an unknown suffix;
+    StorageError where a store can't be reached.
+    """
+    files, ignored = _in_store(pattern) if URL.match(pattern) else _on_disk(pattern)
+    if not files:
+        raise bad_value("input", pattern, f"no file there with one of the suffixes {LEGAL}")
+    if not any(file.size for file in files):
+        raise bad_value("input", pattern, f"all {len(files)} files there are empty")
+    return sorted(files), ignored
+
+
+def _on_disk(pattern: str) -> tuple[Files, Counter[str]]:
+    path = Path(pattern)
+    if pattern and path.exists():
+        folder, matches = (path if path.is_dir() else path.parent), [path]
+    else:
+        below = _fixed(pattern)
+        folder = Path(pattern[:below])
+        try:
+            matches = list(folder.glob(pattern[below:])) if pattern[below:] else []
+        except ValueError as error:
+            raise bad_value("input", pattern, str(error)) from None
+    chosen = {match for match in matches if not match.is_dir()}
+    inside = {file for match in matches if match.is_dir() for file in match.rglob("*") if file.is_file()}
+    known, ignored = _known(map(str, chosen), map(str, inside - chosen))
+    return [File(name, Path(name).relative_to(folder).as_posix(), Path(name).stat().st_size) for name in known], ignored
+
+
+def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
+    path = root(pattern, "input")
+    if path.protocol in ("file", "local"):
+        return _on_disk(path.path)
+    folder = _fixed(path.path)
+    with one_line(path), suppress(FileNotFoundError):
+        if _fixed(f"{path.path}/") > len(path.path):  # no sign of a glob in it
+            matches = {path.path: path.fs.info(path.path)}
+            folder = len(path.path.rstrip("/")) + 1 if matches[path.path]["type"] == "directory" else folder
+        else:
+            matches = path.fs.glob(path.path, detail=True)
+        chosen = {name: info for name, info in matches.items() if info["type"] == "file"}
+        inside = {}
+        for name in matches.keys() - chosen.keys():
+            inside.update(path.fs.find(name, detail=True))
+        known, ignored = _known(chosen, inside.keys() - chosen.keys())
+        sizes = {name: info["size"] for name, info in (inside | chosen).items()}
+        if None in (sizes[name] for name in known):
+            raise bad_value("input", pattern, "the server doesn't say how large it is")
+        return [File(_url(path, name), name[folder:], sizes[name]) for name in known], ignored
+    return [], Counter()
+
+
+def _url(path: UPath, name: str) -> str:
+    """What fsspec calls a file, as a URL."""
+    return name if name.startswith(f"{path.protocol}://") else f"{path.protocol}://{name.lstrip('/')}"
+
+
+def _fixed(pattern: str) -> int:
+    """How much of a glob is a folder: up to the last slash before its first sign."""
+    first = min((pattern.index(sign) for sign in "*?[" if sign in pattern), default=len(pattern))
+    return pattern.rfind("/", 0, first) + 1
+
+
+def _known(chosen: Iterable[str], inside: Iterable[str]) -> tuple[list[str], Counter[str]]:
+    """The files to read: all that were chosen by name, and of those inside folders the ones with a known suffix."""
+    known: list[str] = []
+    others: list[str] = []
+    for name in chosen:
+        if not name.endswith(SUFFIXES):
+            raise bad_value("input", name, f"the suffix is none of {LEGAL}")
+        known.append(name)
+    for name in inside:
+        (known if name.endswith(SUFFIXES) else others).append(name)
+    return known, Counter(PurePosixPath(name).suffix for name in others)
+
+
+def _pieces(file: File, unit_bytes: int) -> Iterator[Piece]:
+    if file.path.endswith(JSON_LINES) and file.size:
+        for start in range(0, file.size, unit_bytes):
+            stop = min(start + unit_bytes, file.size)
+            yield Piece(file.path, file.name, stop - start, start, stop)
+    else:
+        yield Piece(file.path, file.name, file.size)
+
+
+def plan(files: Files, unit_bytes: int) -> list[Unit]:
+    """Cuts the input into units of about `unit_bytes`, in order."""
+    units: list[Unit] = []
+    pieces: list[Piece] = []
+    filled = 0
+    for file in files:
+        for piece in _pieces(file, unit_bytes):
+            if pieces and filled + piece.size > unit_bytes:
+                units.append(tuple(pieces))
+                pieces, filled = [], 0
+            pieces.append(piece)
+            filled += piece.size
+    units.append(tuple(pieces))
+    return units
