@@ -12,23 +12,9 @@ from megatrain.data_prep.execute import config as execute
 from megatrain.data_prep.execute.config import ExecuteConfig
 from megatrain.data_prep.read import config as read
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
+from megatrain.data_prep.tokenizer import config as tokenizer_config
+from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import bad_value
-
-
-@dataclass
-class TokenizerConfig:
-    """Where the tokenizer comes from: give path, or train=true."""
-
-    path: str | None = None
-    """A Hugging Face tokenizer.json, or a folder that holds one."""
-    train: bool = False
-    """Train a byte-level BPE on the input."""
-    vocab_size: int = 32000
-    """Ids of a trained tokenizer, its EOS included."""
-    train_bytes: int = 256 * 1024 * 1024
-    """Bytes of text that a tokenizer is trained on, taken from all over the input."""
-    eos_token: str | None = None
-    """The token that ends a document; null: what tokenizer_config.json says, else the usual names."""
 
 
 @dataclass
@@ -70,6 +56,7 @@ def check(config: PrepConfig) -> None:
     execute.check(config)
     read.check(config.read)
     deduplicate.check(config.deduplicate)
+    tokenizer_config.check(config.tokenizer)
     tokenizer = config.tokenizer
     if (config.input is None) == (not config.inputs):
         raise bad_value("input", config.input, "give this or inputs.NAME=..., not both")
@@ -82,7 +69,6 @@ def check(config: PrepConfig) -> None:
     if not 0 <= config.max_bad_share <= 1:
         raise bad_value("max_bad_share", config.max_bad_share, "from 0 to 1")
     counts = {
-        "tokenizer.train_bytes": tokenizer.train_bytes,
         "shard_bytes": config.shard_bytes,
         "member_bytes": config.member_bytes,
         "unit_bytes": config.unit_bytes,

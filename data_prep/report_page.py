@@ -27,7 +27,7 @@ MOST_ROWS = 50
 MEASURES = ("documents", "bytes", "characters", "words", "tokens")
 """What report.json counts of the documents of a source and language."""
 CONTROL = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
-UNSEEN = {code: 0xFFFD for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000))}
+UNSEEN = dict.fromkeys((*range(128, 160), *range(55296, 57344)), 65533)
 VISIBLE = {**CONTROL, **UNSEEN, ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None}
 """For str.translate: controls as pictures; C1 controls, and the lone surrogates of odd file names, as U+FFFD."""
 TOKEN = re.compile(r"[\u2e80-\ud7ff]|[^\W\u2e80-\ud7ff]+|\s+|.")

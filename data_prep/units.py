@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from megatrain.data.format import HELD_OUT, LENGTH_DTYPE, TRAIN
+from megatrain.data.format import HELD_OUT, TRAIN
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.counts import Amount, Counts
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
@@ -229,8 +229,7 @@ def _tokenize(batches: Iterable[Documents], settings: Settings, result: AtomicFo
     encoder, writer = _encoder(settings.tokenizer), ResultsWriter(result)
     for documents in batches:
         texts = documents.batch.column("text")
-        encoded = encoder.encode(documents.texts)
-        ids, lengths = np.concatenate(encoded), np.array([len(each) for each in encoded], LENGTH_DTYPE)
+        ids, lengths = encoder.encode_batch(texts)
         held_out = is_held_out(texts, settings.config.held_out_share)
         metadata = documents.batch.select(METADATA.names)
         counts.add_lengths(lengths)

@@ -38,7 +38,7 @@ def vocabulary(config: PrepConfig, inputs: list[Input]) -> Vocabulary:
     """The tokenizer of the set; nothing is written. Raises InputError where it can't be had."""
     wanted, output = config.tokenizer, Path(config.output)
     if wanted.path is not None:
-        return load(Path(wanted.path), wanted.eos_token)
+        return load(Path(wanted.path), wanted.eos_token, wanted.split)
     if config.append:
         return load(output / TOKENIZER, wanted.eos_token)
     trained = _trained(config, inputs)
