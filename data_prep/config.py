@@ -10,9 +10,13 @@ from megatrain.data_prep.deduplicate import config as deduplicate
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.execute import config as execute
 from megatrain.data_prep.execute.config import ExecuteConfig
+from megatrain.data_prep.filters import config as filters
+from megatrain.data_prep.filters.config import FiltersConfig
 from megatrain.data_prep.read import config as read
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
-from megatrain.data_prep.tokenizer import config as tokenizer_config
+from megatrain.data_prep.screening import config as screening
+from megatrain.data_prep.screening.config import DecontaminateConfig, PersonalDataConfig
+from megatrain.data_prep.tokenizer import config as tokenizer
 from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import bad_value
 
@@ -38,6 +42,9 @@ class PrepConfig(ExecuteConfig):
     """The source of documents that don't name theirs."""
     language: str | None = None
     """The language of documents that don't name theirs."""
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    personal_data: PersonalDataConfig = field(default_factory=PersonalDataConfig)
     deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
     held_out_share: float = 0.01
     """Share of documents that are never trained on, chosen by a hash of the text."""
@@ -53,26 +60,22 @@ class PrepConfig(ExecuteConfig):
 
 def check(config: PrepConfig) -> None:
     """Raises InputError for a value that can't be had."""
-    execute.check(config)
-    read.check(config.read)
-    deduplicate.check(config.deduplicate)
-    tokenizer_config.check(config.tokenizer)
-    tokenizer = config.tokenizer
     if (config.input is None) == (not config.inputs):
         raise bad_value("input", config.input, "give this or inputs.NAME=..., not both")
-    if config.append and (tokenizer.path is not None or tokenizer.train):
+    execute.check(config)
+    read.check(config.read)
+    filters.check(config.filters)
+    screening.check(config.personal_data, config.decontaminate)
+    deduplicate.check(config.deduplicate)
+    if not config.append:
+        tokenizer.check(config.tokenizer)
+    elif config.tokenizer.path is not None or config.tokenizer.train:
         raise bad_value("append", config.append, "takes the set's own tokenizer; leave tokenizer.path and train out")
-    if not config.append and (tokenizer.path is None) == (not tokenizer.train):
-        raise bad_value("tokenizer.path", tokenizer.path, "give this or tokenizer.train=true, not both")
     if not 0 <= config.held_out_share < 1:
         raise bad_value("held_out_share", config.held_out_share, "at least 0 and below 1")
     if not 0 <= config.max_bad_share <= 1:
         raise bad_value("max_bad_share", config.max_bad_share, "from 0 to 1")
-    counts = {
-        "shard_bytes": config.shard_bytes,
-        "member_bytes": config.member_bytes,
-        "unit_bytes": config.unit_bytes,
-    }
-    for key, value in counts.items():
+    sizes = {"shard_bytes": config.shard_bytes, "member_bytes": config.member_bytes, "unit_bytes": config.unit_bytes}
+    for key, value in sizes.items():
         if value < 1:
             raise bad_value(key, value, "at least 1")

@@ -37,9 +37,10 @@ from megatrain.data_prep.execute import Failure, each
 from megatrain.data_prep.files import said
 from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.output import check_output, claimed
-from megatrain.data_prep.plan import WORK, find_inputs, plan_finish, plan_shards, plan_units, what_matters
+from megatrain.data_prep.plan import WORK, find_inputs, plan_finish, plan_shards, plan_units, without_places
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.results import Done
+from megatrain.data_prep.screening.index import build_index
 from megatrain.data_prep.shards.manifest import (
     extended,
     new_lineage,
@@ -119,7 +120,7 @@ class _Preparation:
         self.inputs = find_inputs(config)
         files = [(file.name, file.size) for found in self.inputs for file in found.files]
         self.report = Report(files=len(files), ignored_files=sum(found.ignored for found in self.inputs))
-        self._lineage = new_lineage(what_matters(config), files, read_lineage(self.output))
+        self._lineage = new_lineage(without_places(config), files, read_lineage(self.output))
         if config.tokenizer.train:
             self.console.print(f"training a tokenizer of {config.tokenizer.vocab_size:,} ids", highlight=False)
         self._vocabulary: Vocabulary = vocabulary(config, self.inputs)
@@ -137,8 +138,10 @@ class _Preparation:
 
     def _prepare(self, tokenizer: StoredTokenizer) -> Sequence[UnitTask | FinishTask]:
         """The units whose tokens are there, in order, when all are done."""
-        settings = Settings(self.config, tokenizer)
-        units = plan_units(self.inputs, self.config, tokenizer.sha256, self.work / "units")
+        screened = self.config.decontaminate
+        index = str(build_index(screened, self.work / "evaluation")) if screened.files else None
+        settings = Settings(self.config, tokenizer, index)
+        units = plan_units(self.inputs, settings, self.work / "units")
         self._each("preparing", partial(prepare, settings=settings), units)
         self._count(units)
         config, folders = self.config.deduplicate, [Path(unit.folder) for unit in units]
@@ -160,13 +163,14 @@ class _Preparation:
         before = read_manifests(self.output)
         shards = {split: plan_shards(self.config, units, tokenizer, before.get(split), split) for split in SPLITS}
         self._each("writing shards", write_shard, [task for tasks in shards.values() for task in tasks])
-        entries = {split: [read_record(task).entry for task in tasks] for split, tasks in shards.items()}
-        self.report.shards = sum(len(found) for found in entries.values())
+        records = {split: [read_record(task) for task in tasks] for split, tasks in shards.items()}
+        self.report.shards = sum(len(found) for found in records.values())
         shutil.copyfile(tokenizer.path, self.output / TOKENIZER)
-        write_lineage(self.output, self._lineage)
+        lineage = write_lineage(self.output, self._lineage)
         for split in reversed(SPLITS):  # the train split's last
-            if entries[split]:
-                write_manifest(self.output / split, extended(before.get(split), split, tokenizer, entries[split]))
+            if found := records[split]:
+                manifest = extended(before.get(split), split, tokenizer, found, self.report.counts, lineage)
+                write_manifest(self.output / split, manifest)
             elif split not in before:
                 (self.output / split).rmdir()
 

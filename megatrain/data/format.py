@@ -136,7 +136,12 @@ class ShardList:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a split is made of. `id_dtype` is "uint16" or "uint32"; every id is below `vocab_size`."""
+    """What a split is made of. `id_dtype` is "uint16" or "uint32"; every id is below `vocab_size`.
+
+    counts: [source, language, documents, tokens] of each kind of documents. ids_compared, ids_different: documents
+    whose ids were compared with those of Hugging Face's tokenizers, and how many of them had others before they were
+    made anew. lineage_sha256: of lineage.json, which says how the set was made; None: there is none.
+    """
 
     split: str
     id_dtype: str
@@ -146,6 +151,10 @@ class Manifest:
     tokens: int
     documents: int
     shards: ShardList
+    counts: tuple[tuple[str | None, str | None, int, int], ...] = ()
+    ids_compared: int = 0
+    ids_different: int = 0
+    lineage_sha256: str | None = None
     tokenizer: str = TOKENIZER
     version: int = VERSION
 
@@ -286,7 +295,8 @@ def parse_manifest(data: bytes, path: Path | str) -> Manifest:
         for shard in value["shards"]:
             if not isinstance(shard, bytes):
                 raise TypeError(f"its shards have {', '.join(ENTRY_KEYS)}, and not {', '.join(shard)}")
-        manifest = Manifest(**value | {"shards": ShardList.joined(value["shards"])})
+        counts = tuple((source, language, *numbers) for source, language, *numbers in value["counts"])
+        manifest = Manifest(**value | {"shards": ShardList.joined(value["shards"]), "counts": counts})
         altered = manifest.sha256 != sha256
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a manifest of version {VERSION}: {error}") from None

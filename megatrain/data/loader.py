@@ -25,7 +25,15 @@ from megatrain.data.order import Int64
 from megatrain.data.plan import Plan, settings
 from megatrain.data.prefetch import Prefetch
 from megatrain.data.reader import Int32
-from megatrain.data.samples import EMPTY, RawSamples, SampleOrder, Source, held_out_order, read_samples
+from megatrain.data.samples import (
+    EMPTY,
+    RawSamples,
+    SampleOrder,
+    Source,
+    held_out_order,
+    read_samples,
+    take_bad_members,
+)
 from megatrain.data.segments import Segment
 from megatrain.data.slots import slots
 from megatrain.data.state import State
@@ -41,6 +49,7 @@ class RankBatch:
     digest: this rank's part of batch_digest, in 0..2^64-1; the global batch's is the sum over ranks, mod 2^64.
     first, last: the first and last sample n of the global batch. samples: last - first + 1.
     sequence_length: tokens of a sample. tokens: of the run until after this batch. begun: segments that begin with it.
+    bad_members: those that this process met in it first, and skipped, a line each.
     wait_seconds: how long the consumer waited for it.
     """
 
@@ -51,6 +60,7 @@ class RankBatch:
     sequence_length: int = 0
     tokens: int = 0
     begun: tuple[Segment, ...] = ()
+    bad_members: tuple[str, ...] = ()
     wait_seconds: float = 0.0
 
     @property
@@ -119,6 +129,7 @@ class Loader(Iterator[RankBatch]):
                     sequence_length=sequence_length,
                     tokens=segment["tokens"] + (end - segment["from_sample"]) * sequence_length,
                     begun=tuple(begun),
+                    bad_members=tuple(take_bad_members(order.sources)),
                 ),
                 state,
             )

@@ -12,8 +12,8 @@ import pytest
 
 TESTBED = Path(__file__).parent / "testbed" / "slurm_testbed"
 MOST_ARRAY_TASKS = 8
-CONFIGURATION = f"MaxArraySize={MOST_ARRAY_TASKS}\nSlurmdTimeout=5\n"
-"""An array of more jobs is refused; a lost node is noticed soon."""
+CONFIGURATION = f"MaxArraySize={MOST_ARRAY_TASKS}\n"
+"""An array of more jobs is refused."""
 
 
 class Cluster:

@@ -95,6 +95,7 @@ def test_a_node_that_is_lost_loses_no_task(slurm: Cluster, tmp_path: Path) -> No
     working: Iterator[tuple[int, int | Failure]] = each(do, tasks, config(2, "--cpus-per-task=40"), tmp_path)
     found = dict(next(working) for _ in range(4))
     slurm("kill-node", "node2")
+    slurm("run", "scontrol", "update", "nodename=node2", "state=down", "reason=lost")  # as Slurm finds out later
     found.update(working)
     slurm("start-node", "node2")
     assert found == done(tmp_path) == squares(8)
