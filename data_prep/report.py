@@ -125,7 +125,7 @@ class Report:
             "shards": self.shards,
             "backend": self.backend,
             "backend_reason": self.backend_reason,
-            "ids_compared": {"documents": counts.checked, "different": counts.different},
+            "ids_compared": {"documents": counts.compared, "different": counts.different},
             "seconds": round(self.seconds, 3),
         }
 

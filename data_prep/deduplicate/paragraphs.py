@@ -136,7 +136,7 @@ def find_paragraphs(
     digest.update(ranges.to_bytes(8, "little"))
     planned = folder / digest.hexdigest()
     planned.mkdir(parents=True, exist_ok=True)
-    plan = Plan([str(unit) for unit in units], duplicates and str(duplicates.folder), ranges)
+    plan = Plan([str(unit) for unit in units], str(duplicates.folder) if duplicates else None, ranges)
     with AtomicFile(planned / PLAN) as file:
         file.write(json.dumps(asdict(plan)).encode())
     run(find_lines, [LineRange(str(planned), number) for number in range(ranges)])

@@ -42,6 +42,7 @@ NOT_SPACED = (
 """Ranges of code points, ends included, whose letters are words by themselves."""
 
 SEPARATES, JOINS, ALONE = 0, 1, 2
+"""What a code point is: no part of a word, a part of one, a word by itself."""
 
 
 def mix(values: UInt64) -> UInt64:
@@ -75,6 +76,12 @@ def words(texts: Sequence[str]) -> tuple[UInt64, Int64]:
     return np.concatenate([np.zeros(0, np.uint64), *hashes]), starts
 
 
+def alone_share(text: str) -> float:
+    """The share, of the words of a text, of characters that are words by themselves."""
+    kind, begin = _begins(_points(text))
+    return float((kind == ALONE).sum()) / max(1, len(begin))
+
+
 def ngrams(hashes: UInt64, starts: Int64, length: int) -> tuple[UInt64, Int64]:
     """The hashes of the n-grams of each text, and where each text's begin; `hashes` and `starts` as `words` gives them.
 
@@ -97,20 +104,40 @@ def ngrams(hashes: UInt64, starts: Int64, length: int) -> tuple[UInt64, Int64]:
     return np.concatenate(combined), found
 
 
+def places(text: str) -> tuple[Int64, Int64]:
+    """Where the words of a text begin, and where they end: int64[words], characters."""
+    found = [np.zeros((2, 0), np.int64)]
+    for first in range(0, len(text), CHARACTERS_AT_ONCE):
+        kind, begin = _begins(_points(text[first : first + CHARACTERS_AT_ONCE]))
+        joins = np.flatnonzero(kind == JOINS)  # a word ends after its last one before the next word begins
+        last = joins[np.searchsorted(joins, np.append(begin[1:], len(kind))) - 1] if len(joins) else begin
+        found.append(first + np.stack([begin, np.maximum(begin, last) + 1]))
+    begins, ends = np.concatenate(found, 1)
+    return begins, ends
+
+
 def _words(texts: Sequence[str]) -> tuple[UInt64, Int64]:
     """The hashes of the words of few texts, and how many each has."""
-    points = np.frombuffer("\n".join([*texts, ""]).encode("utf-32-le"), np.uint32)
-    kinds, values = _table()
-    kind = kinds[points]
-    begins = kind != SEPARATES
-    begins[1:] &= (kind[:-1] != JOINS) | (kind[1:] == ALONE)
-    begin = np.flatnonzero(begins)
+    points = _points("\n".join([*texts, ""]))
+    _, begin = _begins(points)
     counts = np.diff(np.searchsorted(begin, np.cumsum([len(text) + 1 for text in texts])), prepend=0)
     if not len(begin):
         return np.zeros(0, np.uint64), counts
     powers, inverse = _powers()
-    sums = np.add.reduceat(values[points] * powers[: len(points)], begin)
+    sums = np.add.reduceat(_table()[1][points] * powers[: len(points)], begin)
     return mix(sums * inverse[begin]), counts
+
+
+def _points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def _begins(points: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.uint8], Int64]:
+    """What each code point is, and where words begin."""
+    kind = _table()[0][points]
+    begins = kind != SEPARATES
+    begins[1:] &= (kind[:-1] != JOINS) | (kind[1:] == ALONE)
+    return kind, np.flatnonzero(begins)
 
 
 @cache

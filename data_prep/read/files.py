@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-ROWS = (".txt", *JSON_LINES, ".csv", ".tsv", ".html", ".htm", ".warc", ".wet")
+HTML = (".html", ".htm")
+WARC = (".warc", ".wet")
+ROWS = (".txt", *JSON_LINES, ".csv", ".tsv", *HTML, *WARC)
 """Formats that may be packed."""
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 COLUMNAR = (".parquet", ".arrow", ".feather", ".arrows")

@@ -13,6 +13,7 @@ from megatrain.data_prep.deduplicate.duplicates import find_duplicates
 from megatrain.data_prep.deduplicate.keys import document_keys, write_keys
 from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs, line_keys, write_line_keys
 from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
+from megatrain.data_prep.documents import Step
 from megatrain.data_prep.files import AtomicFolder
 from megatrain.data_prep.notes import Notes
 from tests.data_prep.deduplicate.common import documents, fast_folder, run_shuffled
@@ -38,9 +39,9 @@ def deduplicated(folder: Path, units: Sequence[Unit], config: DeduplicateConfig)
     duplicates = find_duplicates(folders, folder, config, run_shuffled)
     repeated = find_paragraphs(folders, folder, config, run_shuffled, duplicates)
     notes = Notes()
-    kept = []
+    kept: list[list[str]] = []
     for number, unit in enumerate(units):
-        steps = [RemovedDocuments(duplicates, number), RepeatedLines(repeated, duplicates, number, config)]
+        steps: list[Step] = [RemovedDocuments(duplicates, number), RepeatedLines(repeated, duplicates, number, config)]
         kept.append([])
         for batch in (documents(unit[:2]), documents(unit[2:])):
             for step in steps:
