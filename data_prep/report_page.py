@@ -92,8 +92,7 @@ class Pair:
 def page(report: dict[str, Any]) -> str:
     """The whole page. report: what Report.to_json gives.
 
-    With report["duplicates"] there is a section of {"exact": documents, "fuzzy": documents, "cluster_sizes": {size:
-    clusters}, "examples": [{"kind": "exact" or "fuzzy", "kept": id, "dropped": id, "kept_text", "dropped_text"}]}.
+    report["duplicates"] is None where none were looked for.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -104,7 +103,7 @@ def page(report: dict[str, Any]) -> str:
     )
     environment.filters |= {"count": "{:,}".format, "ratio": ratio, "share": share, "size": size, "duration": duration}
     amounts = report["sources_and_languages"]
-    duplicates = report.get("duplicates")
+    duplicates = report["duplicates"]
     html = environment.get_template("report.html.jinja").render(
         report=report,
         kept=sum(report["documents"].values()),
