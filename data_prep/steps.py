@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatrain.data_prep.config import PrepConfig
-from megatrain.data_prep.documents import Step
 from megatrain.data_prep.filters.chain import filters
 from megatrain.data_prep.screening.config import Found
 from megatrain.data_prep.screening.decontaminate import Decontaminate
 from megatrain.data_prep.screening.personal_data import PersonalData
+from megatrain.data_prep.step import Step
 
 
 def steps(config: PrepConfig, evaluation_index: Path | None) -> list[Step]:
