@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatrain.errors import bad_value
 from megatrain.storage import URL, one_line, root
@@ -36,11 +36,15 @@ LEGAL = f"{', '.join((*ROWS, *COLUMNAR))}, the first {len(ROWS)} also with {', '
 
 
 class File(NamedTuple):
-    """path: or URL. name: the path below the input's folder, what people see. size: bytes."""
+    """path: or URL. name: the path below the input's folder, what people see. size: bytes.
+
+    state: what changes when the file does: the time of its last change, or what the store has for that.
+    """
 
     path: str
     name: str
     size: int
+    state: str = ""
 
 
 Files = list[File]
@@ -51,7 +55,7 @@ class Piece:
     """What of a file is read: the lines that begin in [start, stop), in bytes, of plain JSON lines; else all of it.
 
     path: or URL. name: the path below the input's folder, what people see. size: bytes of the file that this
-    accounts for.
+    accounts for. state: File's.
     """
 
     path: str
@@ -59,6 +63,7 @@ class Piece:
     size: int
     start: int = 0
     stop: int | None = None
+    state: str = ""
 
 
 Unit = tuple[Piece, ...]
@@ -99,7 +104,12 @@ def _on_disk(pattern: str) -> tuple[Files, Counter[str]]:
     chosen = {match for match in matches if not match.is_dir()}
     inside = {file for match in matches if match.is_dir() for file in match.rglob("*") if file.is_file()}
     known, ignored = _known(map(str, chosen), map(str, inside - chosen))
-    return [File(name, Path(name).relative_to(folder).as_posix(), Path(name).stat().st_size) for name in known], ignored
+    return [_file(Path(name), folder) for name in known], ignored
+
+
+def _file(path: Path, folder: Path) -> File:
+    found = path.stat()
+    return File(str(path), path.relative_to(folder).as_posix(), found.st_size, str(found.st_mtime_ns))
 
 
 def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
@@ -118,11 +128,20 @@ def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
         for name in matches.keys() - chosen.keys():
             inside.update(path.fs.find(name, detail=True))
         known, ignored = _known(chosen, inside.keys() - chosen.keys())
-        sizes = {name: info["size"] for name, info in (inside | chosen).items()}
-        if None in (sizes[name] for name in known):
+        found = inside | chosen
+        if None in (found[name]["size"] for name in known):
             raise bad_value("input", pattern, "the server doesn't say how large it is")
-        return [File(_url(path, name), name[folder:], sizes[name]) for name in known], ignored
+        return [
+            File(_url(path, name), name[folder:], found[name]["size"], _state(found[name])) for name in known
+        ], ignored
     return [], Counter()
+
+
+def _state(info: dict[str, Any]) -> str:
+    """What a store says of the state of a file; each has its own word for it."""
+    return next(
+        (str(info[word]) for word in ("ETag", "etag", "md5Hash", "LastModified", "mtime") if info.get(word)), ""
+    )
 
 
 def _url(path: UPath, name: str) -> str:
@@ -153,9 +172,9 @@ def _pieces(file: File, unit_bytes: int) -> Iterator[Piece]:
     if file.path.endswith(JSON_LINES) and file.size:
         for start in range(0, file.size, unit_bytes):
             stop = min(start + unit_bytes, file.size)
-            yield Piece(file.path, file.name, stop - start, start, stop)
+            yield Piece(file.path, file.name, stop - start, start, stop, file.state)
     else:
-        yield Piece(file.path, file.name, file.size)
+        yield Piece(file.path, file.name, file.size, state=file.state)
 
 
 def plan(files: Files, unit_bytes: int) -> list[Unit]:
