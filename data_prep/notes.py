@@ -93,7 +93,7 @@ class Notes:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
-        return asdict(self)
+        return asdict(self) | {"entered": dict(self.entered)}  # asdict takes a Counter for a list
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Notes:
@@ -127,7 +127,7 @@ class Notes:
             tally = where.setdefault(step, {}).setdefault(reason, Tally())
             tally.documents += 1
             tally.bytes += size
-            order = xxhash.xxh3_64_intdigest(name)
+            order = xxhash.xxh3_64_intdigest(name.encode())
             if len(tally.examples) < EXAMPLES or order < tally.examples[-1].order:
                 text = chosen.column("text")[place].as_py()[:EXCERPT]
                 value = "" if values is None or values[row] is None else _figure(values[row])

@@ -1,0 +1,206 @@
+"""Which lines an earlier document has already: their keys, and the exchange of them between units, through files.
+
+Design choices:
+- A line is compared by a 64-bit hash of its words with single spaces between, in Unicode's form NFC. Of 1e9 different
+  lines, two are taken for the same with a chance of 3%.
+- The first document that has a line keeps it, as often as it has it: what repeats inside one document is for the
+  filters to judge. Documents that go as duplicates don't count.
+- The exchange is that of documents (exchange.py), without clusters: what a unit needs to know of a key is the row that
+  keeps the line, or that an earlier unit has it.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from megatrain.data_prep.deduplicate.by_unit import ByUnit, write_by_unit
+from megatrain.data_prep.deduplicate.config import DeduplicateConfig
+from megatrain.data_prep.deduplicate.duplicates import Duplicates
+from megatrain.data_prep.deduplicate.exchange import KEY_BYTES, PLAN, Join, Run, within
+from megatrain.data_prep.deduplicate.keys import alike, source_hashes
+from megatrain.data_prep.deduplicate.words import UInt64, mix
+from megatrain.data_prep.documents import Documents
+from megatrain.data_prep.files import AtomicFile, AtomicFolder
+from megatrain.errors import GaveUp
+
+Lines = npt.NDArray[np.void]
+
+LINE = np.dtype([("key", "<u8"), ("row", "<u4")])
+"""A line of a unit: its key, and the row of a document that has it."""
+EARLIER = 2**32 - 1
+"""In place of a row: an earlier unit has the line."""
+LINES, REPEATED = "lines.keys", "repeated_lines"
+
+
+@dataclass(frozen=True)
+class LineKeys:
+    """The keys of the lines of a batch of documents that are compared, in order.
+
+    place: int64[lines], which line of its document it is. counts: int64[documents], how many each has.
+    """
+
+    key: UInt64
+    place: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+
+def line_keys(documents: Documents, config: DeduplicateConfig) -> LineKeys:
+    """What the lines of these are compared by."""
+    least = config.paragraphs.min_characters
+    keys: list[int] = []
+    places: list[int] = []
+    counts: list[int] = []
+    for text in documents.texts:
+        before = len(keys)
+        for place, line in enumerate(text.split("\n")):
+            if len(line) >= least:
+                same = " ".join(unicodedata.normalize("NFC", line).split())
+                if len(same) >= least:
+                    keys.append(xxhash.xxh3_64_intdigest(same.encode()))
+                    places.append(place)
+        counts.append(len(keys) - before)
+    key, count = np.array(keys, np.uint64), np.array(counts, np.int64)
+    if not config.across_sources:
+        key = mix(key ^ np.repeat(source_hashes(documents), count))
+    return LineKeys(key, np.array(places, np.int64), count)
+
+
+def write_line_keys(result: AtomicFolder, batches: Sequence[LineKeys]) -> None:
+    """Writes the keys of a unit's lines, all batches in order, as a file of its results.
+
+    Its format: LINEs by key and row, each once; then their digest, uint64.
+    """
+    counts = np.concatenate([np.zeros(0, np.int64), *(batch.counts for batch in batches)])
+    lines = np.zeros(counts.sum(), LINE)
+    lines["key"] = np.concatenate([np.zeros(0, np.uint64), *(batch.key for batch in batches)])
+    lines["row"] = np.repeat(np.arange(len(counts)), counts)
+    lines = lines[np.argsort(lines["key"], kind="stable")]  # rows ascend already
+    data = lines[_changes(lines["key"]) | _changes(lines["row"])].tobytes()
+    file = result.file(LINES)
+    file.write(data)
+    file.write(xxhash.xxh3_64_intdigest(data).to_bytes(8, "little"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the tasks share. units: the units' folders. duplicates: the folder of those, if any. ranges: how many."""
+
+    units: list[str]
+    duplicates: str | None
+    ranges: int
+
+
+@dataclass(frozen=True)
+class LineRange:
+    """A task: one range of the keys. folder: where the plan lies."""
+
+    folder: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"repeated lines, range {self.number}"
+
+    @property
+    def repeated(self) -> Path:
+        """What it leaves: LINEs by unit, as find_paragraphs says."""
+        return Path(self.folder) / f"lines_{self.number:06d}"
+
+
+def find_paragraphs(
+    units: Sequence[Path], folder: Path, config: DeduplicateConfig, run: Run, duplicates: Duplicates | None
+) -> Path:
+    """Compares the lines of all units, of which each folder holds its file of line keys, in the order of the input.
+
+    duplicates: the documents that don't count. folder: for the exchange; what was done there before, of the same keys,
+    isn't done again. Gives the file of LINEs by unit: the lines that a document of the unit doesn't keep, with the row
+    that does. Raises GaveUp.
+    """
+    digest = xxhash.xxh3_128(duplicates.folder.name.encode() if duplicates else b"")
+    total = 0
+    for unit in units:
+        lines, unit_digest = _read(unit)
+        digest.update(unit_digest)
+        total += len(lines)
+    ranges = max(1, -(-total * KEY_BYTES // config.memory_bytes))
+    digest.update(ranges.to_bytes(8, "little"))
+    planned = folder / digest.hexdigest()
+    planned.mkdir(parents=True, exist_ok=True)
+    plan = Plan([str(unit) for unit in units], str(duplicates.folder) if duplicates else None, ranges)
+    with AtomicFile(planned / PLAN) as file:
+        file.write(json.dumps(asdict(plan)).encode())
+    run(find_lines, [LineRange(str(planned), number) for number in range(ranges)])
+    run(join_lines, [Join(str(planned), "repeated lines by unit")])
+    return planned / REPEATED
+
+
+def find_lines(task: LineRange) -> None:
+    """Compares the keys of a range, and leaves those that are there more than once."""
+    if task.repeated.exists():
+        return
+    plan = _read_plan(task.folder)
+    parts = list(_kept_lines(plan, task.number))
+    unit = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    lines = np.concatenate([np.zeros(0, LINE), *parts])
+    del parts
+    is_first = _changes(lines["key"]) | _changes(unit)
+    starts = np.flatnonzero(is_first)
+    _, pairs = alike(lines["key"][starts], np.zeros(0, np.uint64))
+    found = lines[starts]
+    is_earlier = np.zeros(len(starts), np.bool_)
+    is_earlier[pairs[:, 0]] = True
+    found["row"][is_earlier] = EARLIER
+    chosen = is_earlier | (np.diff(starts, append=len(lines)) > 1)
+    ends = np.searchsorted(unit[starts[chosen]], np.arange(len(plan.units)), side="right")
+    write_by_unit(task.repeated, np.split(found[chosen], ends)[: len(plan.units)])
+
+
+def join_lines(task: Join) -> None:
+    """Puts what all ranges found together, by unit."""
+    path = Path(task.folder) / REPEATED
+    if path.exists():
+        return
+    plan = _read_plan(task.folder)
+    parts = [ByUnit(LineRange(task.folder, number).repeated, LINE) for number in range(plan.ranges)]
+    write_by_unit(path, (np.concatenate([part[unit] for part in parts]) for unit in range(len(plan.units))))
+
+
+def _kept_lines(plan: Plan, number: int) -> Iterator[Lines]:
+    """The lines of a range in each unit, without those of documents that go."""
+    duplicates = Duplicates(Path(plan.duplicates)) if plan.duplicates else None
+    for unit, folder in enumerate(plan.units):
+        lines, _ = _read(Path(folder))
+        lines = np.array(lines[within(lines["key"], number, plan.ranges)])
+        yield lines[~np.isin(lines["row"], duplicates.removed(unit)["row"])] if duplicates else lines
+
+
+def _changes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Where a value differs from the one before it; true for the first."""
+    changes = np.ones(len(values), np.bool_)
+    changes[1:] = values[1:] != values[:-1]
+    return changes
+
+
+def _read(folder: Path) -> tuple[Lines, bytes]:
+    """The LINEs of a unit, mapped, and their digest. Raises GaveUp where the file isn't whole."""
+    path = folder / LINES
+    try:
+        data = np.memmap(path, np.uint8, "r")
+        return data[:-8].view(LINE), data[-8:].tobytes()
+    except (OSError, ValueError) as error:
+        raise GaveUp(f"{path}: can't be read: {error}") from None
+
+
+@lru_cache(maxsize=2)
+def _read_plan(folder: str) -> Plan:
+    return Plan(**json.loads((Path(folder) / PLAN).read_bytes()))
