@@ -20,6 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from megatrain.data_prep.documents import Documents
+from megatrain.data_prep.read import html
 from megatrain.data_prep.read.columnar import open_batches, read_columnar
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
 from megatrain.data_prep.read.delimited import read_delimited
@@ -45,6 +46,12 @@ READERS: dict[str, Callable[[Piece, ColumnsConfig, ReadConfig], Iterator[Found]]
     **dict.fromkeys(COLUMNAR, read_columnar),
 }
 """By suffix. A reader raises BrokenFileError only before it gives anything."""
+
+
+def require(files: Files, config: ReadConfig) -> None:
+    """Raises InputError if a library that these files need isn't installed."""
+    if any(suffix_of(file.path)[0] in (*HTML, *WARC) for file in files):
+        html.load(config)
 
 
 def read_unit(

@@ -67,11 +67,8 @@ def _record(record: WarcRecord, place: str, config: ReadConfig) -> Document | Pr
     try:
         if record.record_type == WarcRecordType.response:
             record.parse_http(auto_decode="all")
-            if (
-                not record.is_http_parsed
-                or record.http_headers.status_code != 200
-                or record.http_content_type not in HTML_TYPES
-            ):
+            sent = record.is_http_parsed and record.http_headers.status_code == 200
+            if not sent or record.http_content_type not in HTML_TYPES:
                 return None
             data = record.reader.read(config.max_page_bytes + 1)
             return _page(data, record.http_charset, document, others, place, config)
