@@ -409,3 +409,16 @@ def test_what_is_there_twice_is_left_out(config: PrepConfig, workers: int) -> No
     assert dropped["paragraphs"]["little_left"]["documents"] == 1
     assert found["steps"]["changed"]["paragraphs"]["repeated_lines"]["documents"] == 1
     assert (found["records"], found["documents"]) == (7, {TRAIN: 4, HELD_OUT: 0})
+
+
+def test_a_file_that_changed_since_the_last_start_is_read_again(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(100)))
+    with largest_file(40_000), pytest.raises(GaveUp, match="File too large"):  # for a shard: all units are done
+        run(replace(config, shard_bytes=10**6, member_bytes=10**6))
+    write_jsonl(config, "a.jsonl", text(0), text(2), text(1), *map(text, range(3, 100)))
+    assert run(config) == 0
+    found = [value for split in (TRAIN, HELD_OUT) for value, _ in documents(config, split)]
+    assert sorted(found) == sorted(map(text, range(100)))
+    whole = replace(config, output=str(tmp_path / "whole"))
+    assert run(whole) == 0
+    assert files(whole) == files(config)

@@ -15,7 +15,7 @@ from megatrain.errors import InputError
     [
         (ExecuteConfig(workers=0), "workers=0: at least 1"),
         (ExecuteConfig(retries=-1), "retries=-1: at least 0"),
-        (ExecuteConfig(worker_memory_bytes=1), "worker_memory_bytes=1: at least 268435456"),
+        (ExecuteConfig(worker_memory_bytes=1), "worker_memory_bytes=1: at least 134217728"),
         (ExecuteConfig(slurm=SlurmConfig(tasks=0)), "slurm.tasks=0: at least 1"),
         (ExecuteConfig(slurm=SlurmConfig(cpus_per_task=0)), "slurm.cpus_per_task=0: at least 1"),
         (ExecuteConfig(ray_address="auto"), "ray_address=auto: needs executor=ray"),
