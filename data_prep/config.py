@@ -10,8 +10,12 @@ from megatrain.data_prep.deduplicate import config as deduplicate
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.execute import config as execute
 from megatrain.data_prep.execute.config import ExecuteConfig
+from megatrain.data_prep.filters import config as filters
+from megatrain.data_prep.filters.config import FiltersConfig
 from megatrain.data_prep.read import config as read
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
+from megatrain.data_prep.screening import config as screening
+from megatrain.data_prep.screening.config import DecontaminateConfig, PersonalDataConfig
 from megatrain.data_prep.tokenizer import config as tokenizer
 from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import bad_value
@@ -38,6 +42,9 @@ class PrepConfig(ExecuteConfig):
     """The source of documents that don't name theirs."""
     language: str | None = None
     """The language of documents that don't name theirs."""
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    personal_data: PersonalDataConfig = field(default_factory=PersonalDataConfig)
     deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
     held_out_share: float = 0.01
     """Share of documents that are never trained on, chosen by a hash of the text."""
@@ -57,6 +64,8 @@ def check(config: PrepConfig) -> None:
         raise bad_value("input", config.input, "give this or inputs.NAME=..., not both")
     execute.check(config)
     read.check(config.read)
+    filters.check(config.filters)
+    screening.check(config.personal_data, config.decontaminate)
     deduplicate.check(config.deduplicate)
     if not config.append:
         tokenizer.check(config.tokenizer)

@@ -40,6 +40,7 @@ from megatrain.data_prep.output import check_output, claimed
 from megatrain.data_prep.plan import WORK, find_inputs, plan_finish, plan_shards, plan_units, without_places
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.results import Done
+from megatrain.data_prep.screening.index import build_index
 from megatrain.data_prep.shards.manifest import (
     extended,
     new_lineage,
@@ -137,8 +138,10 @@ class _Preparation:
 
     def _prepare(self, tokenizer: StoredTokenizer) -> Sequence[UnitTask | FinishTask]:
         """The units whose tokens are there, in order, when all are done."""
-        settings = Settings(self.config, tokenizer)
-        units = plan_units(self.inputs, self.config, tokenizer.sha256, self.work / "units")
+        screened = self.config.decontaminate
+        index = str(build_index(screened, self.work / "evaluation")) if screened.files else None
+        settings = Settings(self.config, tokenizer, index)
+        units = plan_units(self.inputs, settings, self.work / "units")
         self._each("preparing", partial(prepare, settings=settings), units)
         self._count(units)
         config, folders = self.config.deduplicate, [Path(unit.folder) for unit in units]

@@ -83,10 +83,11 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class Settings:
-    """What tasks need besides the unit."""
+    """What tasks need besides the unit. evaluation_index: of decontaminate.files, if there are any."""
 
     config: PrepConfig
     tokenizer: StoredTokenizer
+    evaluation_index: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def prepare(task: UnitTask, settings: Settings) -> Done:
     """Reads a unit and takes it through the steps; a broken file leaves nothing."""
 
     def work(result: AtomicFolder, counts: Counts, notes: Notes, tokenizer: StoredTokenizer) -> None:
-        documents = _read(task, settings.config, counts, notes)
+        documents = _read(task, settings, counts, notes)
         if compares(settings.config.deduplicate):
             _keep(documents, settings.config.deduplicate, result)
         else:
@@ -220,12 +221,13 @@ def _kept(folder: Path) -> Iterator[Documents]:
         yield from map(Documents, stream)
 
 
-def _read(task: UnitTask, config: PrepConfig, counts: Counts, notes: Notes) -> Iterator[Documents]:
+def _read(task: UnitTask, settings: Settings, counts: Counts, notes: Notes) -> Iterator[Documents]:
     """The documents that every step lets pass."""
+    config, taken = settings.config, _process_steps(settings)
     for documents in read_unit(task.unit, config.columns, config.read, counts.add_problem, counts.add_broken):
         counts.records += len(documents)
         named = _with_names(documents, task.source or config.source, config.language)
-        if len(left := through(process_steps(config), named, notes)):
+        if len(left := through(taken, named, notes)):
             yield left
 
 
@@ -330,12 +332,12 @@ def buffers(texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint
 _STEPS: dict[str, list[Step]] = {}
 
 
-def process_steps(config: PrepConfig) -> list[Step]:
+def _process_steps(settings: Settings) -> list[Step]:
     """The steps, made once a process: some read files."""
-    key = repr(config)
+    key = repr(settings)
     if key not in _STEPS:
         _STEPS.clear()
-        _STEPS[key] = steps(config)
+        _STEPS[key] = steps(settings.config, settings.evaluation_index and Path(settings.evaluation_index))
     return _STEPS[key]
 
 

@@ -64,8 +64,9 @@ def _trained(config: PrepConfig, inputs: list[Input]) -> Path:
 
 
 def _texts(config: PrepConfig, inputs: list[Input], limit: int) -> Iterator[str]:
-    """The texts that a tokenizer is trained on, about `limit` bytes before the steps."""
-    taken, texts = steps(config), _sampled(inputs, config, limit)
+    """The texts that a tokenizer is trained on, about `limit` bytes before the steps. Texts of evaluation sets may be
+    among them: what is looked for is built later."""
+    taken, texts = steps(config, None), _sampled(inputs, config, limit)
     while together := list(islice(texts, SAMPLED_TOGETHER)):
         left = through(taken, _documents(together), Notes())
         held_out = is_held_out(text_digests(left.batch.column("text")), config.held_out_share)

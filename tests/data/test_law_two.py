@@ -172,10 +172,11 @@ def changes(draw: st.DrawFn) -> tuple[Case, list[PhaseConfig], list[list[int]], 
     """A case, its phases, windows of samples to pass over, and the source that joins with the second part of a run."""
     case = draw(cases())
     first, *others = sorted(case.shards)
-    late = others.pop() if others and draw(st.booleans()) else None
+    joins = draw(st.booleans())
+    late = others.pop() if others and joins else None
     phase = st.builds(
         PhaseConfig,
-        after_step=st.integers(0, 8),
+        after_step=st.integers(1, 8),
         weights=st.fixed_dictionaries(
             {}, optional={first: st.sampled_from([0.2, 1.0])} | dict.fromkeys(others, st.sampled_from([0.0, 1.0, 3.0]))
         ),

@@ -29,7 +29,8 @@ def test_a_unit_with_other_ids_is_encoded_by_tokenizers(tmp_path: Path, monkeypa
     texts = [f"the words of text {number}" for number in range(40)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = PrepConfig(input=str(tmp_path / "a.jsonl"), output="out", held_out_share=0.0)
-    (task,) = plan_units(find_inputs(config), config, "", tmp_path / "units")
+    settings = Settings(config, stored(tmp_path, TIKTOKEN))
+    (task,) = plan_units(find_inputs(config), settings, tmp_path / "units")
     used: list[str] = []
     make, encode = Encoder.__init__, Encoder.encode_batch
 
@@ -44,14 +45,14 @@ def test_a_unit_with_other_ids_is_encoded_by_tokenizers(tmp_path: Path, monkeypa
     monkeypatch.setattr(Encoder, "__init__", note_backend)
     monkeypatch.setattr(Encoder, "encode_batch", note_use)
     monkeypatch.setattr(Encoder, "check", lambda _, texts: len(texts) // 8)
-    documents, tokens = prepare(task, Settings(config, stored(tmp_path, TIKTOKEN)))
+    documents, tokens = prepare(task, settings)
     assert used == [TIKTOKEN, TOKENIZERS]
     counts = said(Path(task.folder))["counts"]
     assert (counts["compared"], counts["different"]) == (config.tokenizer.parity_documents, 2)
     assert (documents, counts["records"]) == (40, 40)
     results = Results(Path(task.folder), "train", np.dtype("<u2"))
     assert (len(results.lengths), int(results.lengths.sum())) == (40, tokens)
-    assert prepare(task, Settings(config, stored(tmp_path, TIKTOKEN))) == (documents, tokens)
+    assert prepare(task, settings) == (documents, tokens)
     assert len(used) == 2
 
 
