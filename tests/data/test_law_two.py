@@ -197,7 +197,7 @@ def asked(reference: ReferenceOrder, size: int, phases: Sequence[PhaseConfig], w
     return Asked(sources, length, size, reference.packing, reference.block, reference.blocks)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(drawn=changes(), size=st.integers(1, 17), parts=PARTS)
 def test_digests_are_the_same_over_segments(
     drawn: tuple[Case, list[PhaseConfig], list[list[int]], str | None], size: int, parts: list[Part]
