@@ -12,13 +12,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from megatrain.data_prep.execute.config import ExecuteConfig, Executor
+from megatrain.data_prep.execute.config import ExecuteConfig, Executor, check
 from megatrain.data_prep.execute.tasks import Failure
 
-__all__ = ["ExecuteConfig", "Executor", "Failure", "each"]
+__all__ = ["ExecuteConfig", "Executor", "Failure", "each", "ready"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+def ready(config: ExecuteConfig, folder: Path) -> None:
+    """Raises InputError if the executor can't be had; for a start's checks, before anything is written."""
+    check(config)
+    if config.executor is Executor.ray:
+        from megatrain.data_prep.execute.ray_cluster import connect
+
+        connect(config)
+    if config.executor is Executor.slurm:
+        from megatrain.data_prep.execute.slurm import Cluster
+
+        Cluster(folder, config.slurm)
 
 
 def each(

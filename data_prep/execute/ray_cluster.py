@@ -36,7 +36,7 @@ def each_on_ray(
     function: Callable[[Task], Result], tasks: Sequence[Task], config: ExecuteConfig
 ) -> Generator[tuple[int, Result | Failure], None, None]:
     """As megatrain.data_prep.execute.each, on the cluster at config.ray_address."""
-    ray = _connect(config)
+    ray = connect(config)
     from ray.exceptions import RayError
 
     remote = ray.remote(num_cpus=1, max_retries=0)(_attempt)
@@ -76,8 +76,8 @@ def _attempt(function: Callable[[Any], Any], task: object, memory_bytes: int | N
     return attempt(function, task)
 
 
-def _connect(config: ExecuteConfig) -> Any:
-    """Ray, connected. Raises InputError."""
+def connect(config: ExecuteConfig) -> Any:
+    """The module `ray`, connected; started first where no address is given. Raises InputError."""
     try:
         import aiohttp  # noqa: F401  (without it Ray's workers fail now and then)
         import ray

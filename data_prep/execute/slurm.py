@@ -56,7 +56,7 @@ def each_on_slurm(
     """As megatrain.data_prep.execute.each, by Slurm jobs."""
     if not tasks:
         return
-    cluster = _Cluster(folder.resolve(), config.slurm)
+    cluster = Cluster(folder, config.slurm)
     cluster.clear()
     folder = _new_folder(folder.resolve() / "slurm")
     workers = config.workers or config.slurm.cpus_per_task
@@ -84,7 +84,7 @@ def _new_folder(parent: Path) -> Path:
 
 
 def _do(
-    array: Round, folder: Path, cluster: _Cluster, attempts: Attempts, workers: int
+    array: Round, folder: Path, cluster: Cluster, attempts: Attempts, workers: int
 ) -> Iterator[tuple[int, Result | Failure]]:
     """Submits jobs and waits for all; what they left undone waits in `attempts` again."""
     folder.mkdir()
@@ -119,12 +119,12 @@ def _do(
                 yield task, failure
 
 
-class _Cluster:
+class Cluster:
     """The cluster of this machine, and the jobs there that belong to a folder."""
 
     def __init__(self, folder: Path, config: SlurmConfig) -> None:
         """Raises InputError if there is no cluster, or it doesn't take such jobs."""
-        self._name = f"megatrain-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+        self._name = f"megatrain-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}"
         given = {
             "partition": config.partition,
             "account": config.account,
