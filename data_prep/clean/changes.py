@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -50,4 +49,4 @@ def replace(step: str, documents: Documents, new: pa.Array, what: Sequence[str |
 def replace_where_different(step: str, documents: Documents, new: pa.Array, what: str, notes: Notes) -> Documents:
     """The same, where whether a document was changed is seen from its text."""
     different = pc.not_equal(documents.batch.column("text"), new).to_numpy(zero_copy_only=False)
-    return replace(step, documents, new, np.where(different, what, None).tolist(), notes)
+    return replace(step, documents, new, [what if each else None for each in different], notes)

@@ -38,13 +38,13 @@ LEGAL = f"{', '.join((*ROWS, *COLUMNAR))}, the first {len(ROWS)} also with {', '
 class File(NamedTuple):
     """path: or URL. name: the path below the input's folder, what people see. size: bytes.
 
-    state: what changes when the file does: the time of its last change, or what the store has for that.
+    version: what changes when the file does: its time in nanoseconds, or what its store has for that.
     """
 
     path: str
     name: str
     size: int
-    state: str = ""
+    version: str = ""
 
 
 Files = list[File]
@@ -54,8 +54,7 @@ Files = list[File]
 class Piece:
     """What of a file is read: the lines that begin in [start, stop), in bytes, of plain JSON lines; else all of it.
 
-    path: or URL. name: the path below the input's folder, what people see. size: bytes of the file that this
-    accounts for. state: File's.
+    path, name, version: the file's. size: bytes of the file that this accounts for.
     """
 
     path: str
@@ -63,7 +62,7 @@ class Piece:
     size: int
     start: int = 0
     stop: int | None = None
-    state: str = ""
+    version: str = ""
 
 
 Unit = tuple[Piece, ...]
@@ -128,20 +127,17 @@ def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
         for name in matches.keys() - chosen.keys():
             inside.update(path.fs.find(name, detail=True))
         known, ignored = _known(chosen, inside.keys() - chosen.keys())
-        found = inside | chosen
-        if None in (found[name]["size"] for name in known):
+        infos = inside | chosen
+        if any(infos[name]["size"] is None for name in known):
             raise bad_value("input", pattern, "the server doesn't say how large it is")
-        return [
-            File(_url(path, name), name[folder:], found[name]["size"], _state(found[name])) for name in known
-        ], ignored
+        files = [File(_url(path, name), name[folder:], infos[name]["size"], _version(infos[name])) for name in known]
+        return files, ignored
     return [], Counter()
 
 
-def _state(info: dict[str, Any]) -> str:
-    """What a store says of the state of a file; each has its own word for it."""
-    return next(
-        (str(info[word]) for word in ("ETag", "etag", "md5Hash", "LastModified", "mtime") if info.get(word)), ""
-    )
+def _version(info: dict[str, Any]) -> str:
+    """Stores have different names for it."""
+    return str(next((info[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(key)), ""))
 
 
 def _url(path: UPath, name: str) -> str:
@@ -172,9 +168,9 @@ def _pieces(file: File, unit_bytes: int) -> Iterator[Piece]:
     if file.path.endswith(JSON_LINES) and file.size:
         for start in range(0, file.size, unit_bytes):
             stop = min(start + unit_bytes, file.size)
-            yield Piece(file.path, file.name, stop - start, start, stop, file.state)
+            yield Piece(file.path, file.name, stop - start, start, stop, file.version)
     else:
-        yield Piece(file.path, file.name, file.size, state=file.state)
+        yield Piece(file.path, file.name, file.size, version=file.version)
 
 
 def plan(files: Files, unit_bytes: int) -> list[Unit]:
