@@ -117,7 +117,7 @@ def new_lineage(
 
 def write_lineage(output: Path, runs: list[dict[str, Any]]) -> str:
     """Writes lineage.json; its sha256."""
-    data = json.dumps(runs, indent=1, default=str).encode()
+    data = json.dumps(runs, indent=1).encode()
     with AtomicFile(output / LINEAGE) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()

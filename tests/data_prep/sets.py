@@ -14,7 +14,30 @@ from megatrain.data_prep.pipeline import run
 from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from tests.tokenizer import make_tokenizer
 
-WORDS = "the set that is made is the same whoever made it and in whatever order the units of its input were done".split()
+WORDS = [
+    "the",
+    "set",
+    "that",
+    "is",
+    "made",
+    "is",
+    "the",
+    "same",
+    "whoever",
+    "made",
+    "it",
+    "and",
+    "in",
+    "whatever",
+    "order",
+    "the",
+    "units",
+    "of",
+    "its",
+    "input",
+    "were",
+    "done",
+]
 
 
 def write_input(folder: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,11 @@ from tokenizers import Tokenizer
 
 from megatrain.compose import compose
 from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
+from megatrain.data_prep import pipeline
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.deduplicate.config import ParagraphsConfig
 from megatrain.data_prep.pipeline import run
+from megatrain.data_prep.report import Report
 from megatrain.data_prep.tokenizer import EOS, train
 from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import GaveUp, InputError
@@ -422,3 +424,53 @@ def test_a_file_that_changed_since_the_last_start_is_read_again(config: PrepConf
     whole = replace(config, output=str(tmp_path / "whole"))
     assert run(whole) == 0
     assert files(whole) == files(config)
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("moment", ["write_lineage", "write_manifest held_out", "write_manifest train", "Report.write"])
+def test_a_run_that_dies_while_it_commits(
+    config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append: bool, moment: str
+) -> None:
+    """The next start makes the same set, whatever was committed already."""
+    monkeypatch.setattr(pipeline, "each", in_this_process)
+    write_jsonl(config, "a.jsonl", *map(text, range(60)))
+    more = replace(config, input=str(tmp_path / "more"), append=True, tokenizer=TokenizerConfig())
+    Path(more.input or "").mkdir()
+    write_jsonl(more, "b.jsonl", *map(text, range(60, 90)))
+    for output in ("whole", "killed"):
+        config.output = more.output = str(tmp_path / output)
+        last = more if append else config
+        if append:
+            assert run(config) == 0
+        if output == "killed":
+            with monkeypatch.context() as patch:
+                die_after(moment, patch)
+                with pytest.raises(KeyboardInterrupt):
+                    run(last)
+            if moment != "Report.write":
+                assert (Path(last.output) / ".work").exists()
+        assert run(last) == 0
+    whole, killed = (replace(config, output=str(tmp_path / name)) for name in ("whole", "killed"))
+    assert files(killed) == files(whole)
+    assert report(killed)["exit_code"] == 0
+
+
+def in_this_process(function: Callable[[Any], Any], tasks: Sequence[Any], *_: object) -> Iterator[tuple[int, Any]]:
+    for number, task in enumerate(tasks):
+        yield number, function(task)
+
+
+def die_after(moment: str, patch: pytest.MonkeyPatch) -> None:
+    """Ends the run, as a kill would, after a call; "write_manifest train" is that of the train split."""
+    name, _, split = moment.partition(" ")
+    owner: Any = Report if name.startswith("Report") else pipeline
+    attribute = name.rpartition(".")[2]
+    original = getattr(owner, attribute)
+
+    def dying(*arguments: Any) -> Any:
+        result = original(*arguments)
+        if not split or arguments[0].name == split:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(owner, attribute, dying)
