@@ -52,6 +52,23 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def in_this_process(function: Callable[[Any], Any], tasks: Sequence[Any], *_: object) -> Iterator[tuple[int, Any]]:
+    """In place of an executor."""
+    for number, task in enumerate(tasks):
+        yield number, function(task)
+
+
+@pytest.fixture
+def processes() -> None:
+    """For tests of what real workers do; the others spare themselves to start any."""
+
+
+@pytest.fixture(autouse=True)
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "processes" not in request.fixturenames:
+        monkeypatch.setattr(pipeline, "each", in_this_process)
+
+
 @pytest.fixture
 def config(tmp_path: Path, tokenizer: Path) -> PrepConfig:
     """Small sizes, so that a little text makes several units, members and shards."""
@@ -139,6 +156,7 @@ def test_documents_come_back_in_order_and_on_their_side(config: PrepConfig) -> N
     assert not (Path(config.output) / ".work").exists()
 
 
+@pytest.mark.usefixtures("processes")
 def test_bytes_depend_on_neither_workers_nor_units(config: PrepConfig, tmp_path: Path) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(300)))
     assert run(config) == 0
@@ -185,6 +203,7 @@ def test_source_and_language(config: PrepConfig) -> None:
     assert (entry.source, entry.language) == (None, "en")
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_broken_file_is_left_out_whole_and_named(config: PrepConfig, workers: int) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(20)))
@@ -299,6 +318,7 @@ def test_no_space_left(config: PrepConfig, tmp_path: Path) -> None:
     assert files(whole) == files(config)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_worker_that_dies_is_replaced(config: PrepConfig, tmp_path: Path) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(300)))
     whole = replace(config, output=str(tmp_path / "whole"))
@@ -318,6 +338,7 @@ def test_a_worker_that_dies_is_replaced(config: PrepConfig, tmp_path: Path) -> N
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_unit_that_fails_is_named_and_the_others_are_kept(
     config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,7 +453,6 @@ def test_a_run_that_dies_while_it_commits(
     config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append: bool, moment: str
 ) -> None:
     """The next start makes the same set, whatever was committed already."""
-    monkeypatch.setattr(pipeline, "each", in_this_process)
     write_jsonl(config, "a.jsonl", *map(text, range(60)))
     more = replace(config, input=str(tmp_path / "more"), append=True, tokenizer=TokenizerConfig())
     Path(more.input or "").mkdir()
@@ -453,11 +473,6 @@ def test_a_run_that_dies_while_it_commits(
     whole, killed = (replace(config, output=str(tmp_path / name)) for name in ("whole", "killed"))
     assert files(killed) == files(whole)
     assert report(killed)["exit_code"] == 0
-
-
-def in_this_process(function: Callable[[Any], Any], tasks: Sequence[Any], *_: object) -> Iterator[tuple[int, Any]]:
-    for number, task in enumerate(tasks):
-        yield number, function(task)
 
 
 def die_after(moment: str, patch: pytest.MonkeyPatch) -> None:
