@@ -57,7 +57,8 @@ class ExecuteConfig:
     worker_memory_bytes: int | None = None
     """Memory that a worker may allocate after its start (RLIMIT_DATA); a task that wants more fails. null: no limit."""
     ray_address: str | None = None
-    """HOST:PORT of a Ray cluster, or auto: the one this machine belongs to; null: one is started on this machine."""
+    """HOST:PORT of a Ray cluster, or auto: the one this machine belongs to; null: one is started on this machine.
+    The environment says what Ray is to be told besides, e.g. RAY_AUTH_MODE=token."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
