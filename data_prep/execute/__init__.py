@@ -39,9 +39,10 @@ def each(
 ) -> Iterator[tuple[int, Result | Failure]]:
     """function(task) of each task: its number and its result or Failure, in the order in which they end.
 
-    function, tasks and results pickle, and `function` is found by its name on all machines. folder: for what the
-    executor has to keep (slurm: requests, journals and logs), the same at each start of a run, on a file system that
-    all machines share. What is under way ends with the iterator: close it, or read it to its end.
+    function, tasks and results pickle, `function` is found by its name on all machines, and paths are absolute. folder:
+    for what the executor has to keep (slurm: requests, journals and logs), the same at each start of a run, on a file
+    system that all machines share. Nothing starts before the first result is asked for, and what is under way ends with
+    the iterator: close it, or read it to its end.
 
     Raises what a task raised if it is a MegatrainError (disk full), InputError if the executor can't be had, and GaveUp
     if it is lost.
