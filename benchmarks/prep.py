@@ -31,7 +31,8 @@ from tokenizers import Tokenizer
 
 from benchmarks.common import Bar, Result, main, rate, row, take_turns
 from megatrain.data_prep import pipeline, tokenizer
-from megatrain.data_prep.config import PrepConfig, TokenizerConfig
+from megatrain.data_prep.config import PrepConfig
+from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import DONE
 
 VOCAB_SIZE = 16_384

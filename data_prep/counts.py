@@ -45,7 +45,7 @@ class Counts:
     """amounts: of the documents in the set, by split, and in it by source and language. lengths: documents by bins.
 
     problems: bad records by file and kind; first_problem: where, by kind. broken: files, and why.
-    records: documents that were read, whatever became of them. checked, different: documents whose ids were compared
+    records: documents that were read, whatever became of them. compared, different: documents whose ids were compared
     with those of tokenizers, and how many were others.
     """
 
@@ -55,7 +55,7 @@ class Counts:
     first_problem: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     records: int = 0
-    checked: int = 0
+    compared: int = 0
     different: int = 0
 
     def add(self, other: Counts) -> None:
@@ -69,7 +69,7 @@ class Counts:
         self.first_problem = other.first_problem | self.first_problem
         self.broken |= other.broken
         self.records += other.records
-        self.checked += other.checked
+        self.compared += other.compared
         self.different += other.different
 
     def amount(self, split: str, kind: Kind) -> Amount:

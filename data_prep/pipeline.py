@@ -36,10 +36,11 @@ from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
 from megatrain.data_prep.execute import Failure, each
 from megatrain.data_prep.files import said
 from megatrain.data_prep.notes import Notes
-from megatrain.data_prep.output import check_output, claimed
+from megatrain.data_prep.output import check_output, claimed, is_finished, set_before
 from megatrain.data_prep.plan import WORK, find_inputs, plan_finish, plan_shards, plan_units, without_places
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.results import Done
+from megatrain.data_prep.screening.index import build_index
 from megatrain.data_prep.shards.manifest import (
     extended,
     new_lineage,
@@ -62,7 +63,7 @@ from megatrain.data_prep.units import (
     prepare,
 )
 from megatrain.data_prep.vocabulary import store, vocabulary
-from megatrain.errors import DONE, GAVE_UP, GaveUp
+from megatrain.errors import DONE, GAVE_UP, GaveUp, bad_value
 
 
 class _Named(Protocol):
@@ -92,7 +93,7 @@ def run(config: PrepConfig) -> int:
     check_output(output, config.append)
     preparation = _Preparation(config)
     report = preparation.report
-    with claimed(output):
+    with claimed(output, config.append):
         try:
             preparation.make_set()
         except (GaveUp, OSError) as error:
@@ -119,7 +120,10 @@ class _Preparation:
         self.inputs = find_inputs(config)
         files = [(file.name, file.size) for found in self.inputs for file in found.files]
         self.report = Report(files=len(files), ignored_files=sum(found.ignored for found in self.inputs))
-        self._lineage = new_lineage(without_places(config), files, read_lineage(self.output))
+        before = set_before(self.output, config.append)
+        self._lineage = new_lineage(without_places(config), files, read_lineage(before))
+        if is_finished(self.output) and not config.append and read_lineage(self.output) != self._lineage:
+            raise bad_value("output", self.output, "already holds a finished set; give another folder, or append=true")
         if config.tokenizer.train:
             self.console.print(f"training a tokenizer of {config.tokenizer.vocab_size:,} ids", highlight=False)
         self._vocabulary: Vocabulary = vocabulary(config, self.inputs)
@@ -137,8 +141,10 @@ class _Preparation:
 
     def _prepare(self, tokenizer: StoredTokenizer) -> Sequence[UnitTask | FinishTask]:
         """The units whose tokens are there, in order, when all are done."""
-        settings = Settings(self.config, tokenizer)
-        units = plan_units(self.inputs, self.config, tokenizer.sha256, self.work / "units")
+        screened = self.config.decontaminate
+        index = str(build_index(screened, self.work / "evaluation")) if screened.files else None
+        settings = Settings(self.config, tokenizer, index)
+        units = plan_units(self.inputs, settings, self.work / "units")
         self._each("preparing", partial(prepare, settings=settings), units)
         self._count(units)
         config, folders = self.config.deduplicate, [Path(unit.folder) for unit in units]
@@ -157,7 +163,7 @@ class _Preparation:
 
     def _write_shards(self, units: Sequence[UnitTask | FinishTask], tokenizer: StoredTokenizer) -> None:
         """Writes the shards of all splits, and the manifests."""
-        before = read_manifests(self.output)
+        before = read_manifests(set_before(self.output, self.config.append))
         shards = {split: plan_shards(self.config, units, tokenizer, before.get(split), split) for split in SPLITS}
         self._each("writing shards", write_shard, [task for tasks in shards.values() for task in tasks])
         records = {split: [read_record(task) for task in tasks] for split, tasks in shards.items()}

@@ -27,7 +27,7 @@ from megatrain.data_prep.read.files import Files, Unit, find_files, plan
 from megatrain.data_prep.results import has_split
 from megatrain.data_prep.shards.cut import cut
 from megatrain.data_prep.shards.write import ShardTask
-from megatrain.data_prep.units import FinishTask, StoredTokenizer, UnitTask
+from megatrain.data_prep.units import FinishTask, Settings, StoredTokenizer, UnitTask
 
 WORK = ".work"
 """What a run has in its output folder until the set is committed."""
@@ -53,7 +53,9 @@ def find_inputs(config: PrepConfig) -> list[Input]:
 
 def what_matters(config: PrepConfig) -> dict[str, Any]:
     """The configuration without what has no effect on the bytes of a set; JSON."""
-    return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    values = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    found: dict[str, Any] = json.loads(json.dumps(values, default=lambda choice: choice.value))
+    return found
 
 
 def without_places(config: PrepConfig) -> dict[str, Any]:
@@ -63,16 +65,23 @@ def without_places(config: PrepConfig) -> dict[str, Any]:
     return matters | named
 
 
-def plan_units(inputs: list[Input], config: PrepConfig, tokenizer_sha256: str, folder: Path) -> list[UnitTask]:
+def plan_units(inputs: list[Input], settings: Settings, folder: Path) -> list[UnitTask]:
     """The units in order. folder: where their results go."""
+    config, index = settings.config, settings.evaluation_index
     # Which other files there are is not what a unit depends on.
     matters = what_matters(config) | {"input": None, "inputs": None, "tokenizer": None}
-    chosen = {"version": __version__, "tokenizer": tokenizer_sha256, "config": matters}
-    settings = json.dumps(chosen, sort_keys=True, default=str)
+    evaluation = index and Path(index).name
+    chosen = {
+        "version": __version__,
+        "tokenizer": settings.tokenizer.sha256,
+        "evaluation": evaluation,
+        "config": matters,
+    }
+    shared = json.dumps(chosen, sort_keys=True)
     tasks = []
     for each in inputs:
         for unit in plan(each.files, config.unit_bytes):
-            key = xxhash.xxh3_128_hexdigest(canonical_json([settings, each.source, _what(unit)]))
+            key = xxhash.xxh3_128_hexdigest(canonical_json([shared, each.source, _what(unit)]))
             tasks.append(UnitTask(key, str(folder / key), unit, each.source))
     return tasks
 

@@ -125,7 +125,7 @@ class Report:
             "shards": self.shards,
             "backend": self.backend,
             "backend_reason": self.backend_reason,
-            "ids_compared": {"documents": counts.checked, "different": counts.different},
+            "ids_compared": {"documents": counts.compared, "different": counts.different},
             "seconds": round(self.seconds, 3),
         }
 
@@ -154,8 +154,8 @@ class Report:
             "tokenized by": f"{self.backend}: {self.backend_reason}",
             **{
                 f"dropped: {step}, {reason}": f"{tally.documents:,} documents, {_megabytes(tally.bytes)}"
-                for step, reasons in self.notes.dropped.items()
-                for reason, tally in reasons.items()
+                for step in self.notes.entered
+                for reason, tally in self.notes.dropped.get(step, {}).items()
             },
             **{
                 f"bad records: {kind}": f"{sum(found[kind] for found in counts.problems.values()):,}, "

@@ -3,7 +3,7 @@
 Design choices:
 - It is made of report.json alone, by a template, and runs no script: bars are CSS, what is long is folded by <details>.
 - The texts on it come from the web. Jinja escapes all of them; a content security policy forbids scripts and
-  addresses besides; no link is made of what looks like one; control characters are shown as pictures.
+  addresses besides; no link is made of what looks like one; control characters are replaced.
 - Long tables are cut, and say how much more is in report.json.
 """
 
@@ -26,10 +26,9 @@ MOST_ROWS = 50
 """Of a table; of sources and languages those with the most tokens."""
 MEASURES = ("documents", "bytes", "characters", "words", "tokens")
 """What report.json counts of the documents of a source and language."""
-CONTROL = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
-UNSEEN = {code: 0xFFFD for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000))}
-VISIBLE = {**CONTROL, **UNSEEN, ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None}
-"""For str.translate: controls as pictures; C1 controls, and the lone surrogates of odd file names, as U+FFFD."""
+UNSEEN = (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000))
+VISIBLE = {**dict.fromkeys(UNSEEN, "\ufffd"), ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None}
+"""For str.translate: control characters, and the lone surrogates of odd file names, are seen as U+FFFD."""
 TOKEN = re.compile(r"[\u2e80-\ud7ff]|[^\W\u2e80-\ud7ff]+|\s+|.")
 """What two texts are compared by: a word, a character of a script without spaces, white space, a sign."""
 
@@ -93,8 +92,7 @@ class Pair:
 def page(report: dict[str, Any]) -> str:
     """The whole page. report: what Report.to_json gives.
 
-    With report["duplicates"] there is a section of {"exact": documents, "fuzzy": documents, "cluster_sizes": {size:
-    clusters}, "examples": [{"kind": "exact" or "fuzzy", "kept": id, "dropped": id, "kept_text", "dropped_text"}]}.
+    report["duplicates"] is None where none were looked for.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -105,7 +103,7 @@ def page(report: dict[str, Any]) -> str:
     )
     environment.filters |= {"count": "{:,}".format, "ratio": ratio, "share": share, "size": size, "duration": duration}
     amounts = report["sources_and_languages"]
-    duplicates = report.get("duplicates")
+    duplicates = report["duplicates"]
     html = environment.get_template("report.html.jinja").render(
         report=report,
         kept=sum(report["documents"].values()),
@@ -120,7 +118,7 @@ def page(report: dict[str, Any]) -> str:
         problems=problems(report["problems"]),
         most=MOST_ROWS,
     )
-    return html.translate(VISIBLE)
+    return html.lstrip().translate(VISIBLE)
 
 
 def steps(notes: dict[str, Any]) -> list[Step]:

@@ -13,9 +13,10 @@ Design choices:
 
 from __future__ import annotations
 
+import heapq
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from megatrain.data.format import HELD_OUT, LENGTH_DTYPE, TRAIN
+from megatrain.data.format import HELD_OUT, TRAIN
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.counts import Amount, Counts
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
@@ -35,14 +36,15 @@ from megatrain.data_prep.deduplicate.duplicates import Duplicates
 from megatrain.data_prep.deduplicate.keys import Keys, document_keys, write_keys
 from megatrain.data_prep.deduplicate.paragraphs import LineKeys, line_keys, write_line_keys
 from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
-from megatrain.data_prep.documents import SCHEMA, Documents, Step
+from megatrain.data_prep.documents import SCHEMA, Documents
 from megatrain.data_prep.files import AtomicFolder, is_whole, said
 from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.read.files import Unit
 from megatrain.data_prep.read.reader import read_unit
 from megatrain.data_prep.results import METADATA, Done, ResultsWriter
+from megatrain.data_prep.step import Step
 from megatrain.data_prep.steps import steps
-from megatrain.data_prep.tokenizer import Encoder, Vocabulary
+from megatrain.data_prep.tokenizer import TOKENIZERS, Encoder, Vocabulary
 
 SPLITS = (TRAIN, HELD_OUT)
 TEXTS = "documents.arrow"
@@ -82,10 +84,11 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class Settings:
-    """What tasks need besides the unit."""
+    """What tasks need besides the unit. evaluation_index: of decontaminate.files, if there are any."""
 
     config: PrepConfig
     tokenizer: StoredTokenizer
+    evaluation_index: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,20 +120,20 @@ class FinishTask:
 def prepare(task: UnitTask, settings: Settings) -> Done:
     """Reads a unit and takes it through the steps; a broken file leaves nothing."""
 
-    def work(result: AtomicFolder, counts: Counts, notes: Notes) -> None:
-        documents = _read(task, settings.config, counts, notes)
+    def work(result: AtomicFolder, counts: Counts, notes: Notes, tokenizer: StoredTokenizer) -> None:
+        documents = _read(task, settings, counts, notes)
         if compares(settings.config.deduplicate):
             _keep(documents, settings.config.deduplicate, result)
         else:
-            _tokenize(documents, settings, result, counts)
+            _tokenize(documents, settings.config, tokenizer, result, counts)
 
-    return _once(task, work)
+    return _once(task, settings, work)
 
 
 def finish(task: FinishTask, settings: Settings) -> Done:
     """Leaves out what other units have of a prepared unit, and tokenizes the rest."""
 
-    def work(result: AtomicFolder, counts: Counts, notes: Notes) -> None:
+    def work(result: AtomicFolder, counts: Counts, notes: Notes, tokenizer: StoredTokenizer) -> None:
         taken: list[Step] = []
         duplicates = None if task.duplicates is None else Duplicates(Path(task.duplicates))
         if duplicates is not None:
@@ -139,22 +142,42 @@ def finish(task: FinishTask, settings: Settings) -> Done:
             repeated = Path(task.repeated)
             taken.append(RepeatedLines(repeated, duplicates, task.number, settings.config.deduplicate))
         kept = (through(taken, documents, notes) for documents in _kept(Path(task.prepared.folder)))
-        _tokenize((documents for documents in kept if len(documents)), settings, result, counts)
+        left = (documents for documents in kept if len(documents))
+        _tokenize(left, settings.config, tokenizer, result, counts)
 
-    return _once(task, work)
+    return _once(task, settings, work)
 
 
-def _once(task: UnitTask | FinishTask, work: Callable[[AtomicFolder, Counts, Notes], None]) -> Done:
-    """Does the work of a task, unless it was done before."""
+class _IdsDifferError(Exception):
+    """So many of the documents that were compared have other ids than tokenizers gives."""
+
+    def __init__(self, compared: int, different: int) -> None:
+        super().__init__(compared, different)
+        self.compared, self.different = compared, different
+
+
+Work = Callable[[AtomicFolder, Counts, Notes, StoredTokenizer], None]
+
+
+def _once(task: UnitTask | FinishTask, settings: Settings, work: Work) -> Done:
+    """Does the work of a task, unless it was done before; with tokenizers, where what is faster gives other ids."""
     folder = Path(task.folder)
     if is_whole(folder, task.key):
-        counts = Counts.from_json(said(folder)["counts"])
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        counts, notes = Counts(), Notes()
-        with AtomicFolder(folder) as result:
-            work(result, counts, notes)
-            result.commit(task.key, {"counts": counts.to_json(), "notes": notes.to_json()})
+        total = Counts.from_json(said(folder)["counts"]).total()
+        return Done(total.documents, total.tokens)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return _do(task, work, settings.tokenizer, Counts())
+    except _IdsDifferError as error:
+        found = Counts(compared=error.compared, different=error.different)
+        return _do(task, work, replace(settings.tokenizer, backend=TOKENIZERS), found)
+
+
+def _do(task: UnitTask | FinishTask, work: Work, tokenizer: StoredTokenizer, counts: Counts) -> Done:
+    notes = Notes()
+    with AtomicFolder(Path(task.folder)) as result:
+        work(result, counts, notes, tokenizer)
+        result.commit(task.key, {"counts": counts.to_json(), "notes": notes.to_json()})
     total = counts.total()
     return Done(total.documents, total.tokens)
 
@@ -199,12 +222,13 @@ def _kept(folder: Path) -> Iterator[Documents]:
         yield from map(Documents, stream)
 
 
-def _read(task: UnitTask, config: PrepConfig, counts: Counts, notes: Notes) -> Iterator[Documents]:
+def _read(task: UnitTask, settings: Settings, counts: Counts, notes: Notes) -> Iterator[Documents]:
     """The documents that every step lets pass."""
+    config, taken = settings.config, _process_steps(settings)
     for documents in read_unit(task.unit, config.columns, config.read, counts.add_problem, counts.add_broken):
         counts.records += len(documents)
         named = _with_names(documents, task.source or config.source, config.language)
-        if len(left := through(process_steps(config), named, notes)):
+        if len(left := through(taken, named, notes)):
             yield left
 
 
@@ -225,13 +249,17 @@ def _with_names(documents: Documents, source: str | None, language: str | None) 
     return documents
 
 
-def _tokenize(batches: Iterable[Documents], settings: Settings, result: AtomicFolder, counts: Counts) -> None:
-    encoder, writer = _encoder(settings.tokenizer), ResultsWriter(result)
+def _tokenize(
+    batches: Iterable[Documents], config: PrepConfig, stored: StoredTokenizer, result: AtomicFolder, counts: Counts
+) -> None:
+    """Leaves the ids of documents. Raises _IdsDifferError where they aren't those of tokenizers."""
+    encoder, writer = _encoder(stored), ResultsWriter(result)
+    compared: list[tuple[int, str]] = []
     for documents in batches:
         texts = documents.batch.column("text")
-        encoded = encoder.encode(documents.texts)
-        ids, lengths = np.concatenate(encoded), np.array([len(each) for each in encoded], LENGTH_DTYPE)
-        held_out = is_held_out(texts, settings.config.held_out_share)
+        ids, lengths = encoder.encode_batch(texts)
+        digests = text_digests(texts)
+        held_out = is_held_out(digests, config.held_out_share)
         metadata = documents.batch.select(METADATA.names)
         counts.add_lengths(lengths)
         for split, chosen in ((TRAIN, ~held_out), (HELD_OUT, held_out)):
@@ -240,7 +268,16 @@ def _tokenize(batches: Iterable[Documents], settings: Settings, result: AtomicFo
                 own = lengths[chosen]
                 writer.add(split, ids if chosen.all() else ids[np.repeat(chosen, lengths)], own, rows)
                 _count(counts, split, texts.filter(pa.array(chosen)), rows, own)
+        if stored.backend != TOKENIZERS:
+            # Those with the largest hashes: any would do, as long as they are always the same.
+            largest = np.argsort(digests)[-config.tokenizer.parity_documents :].tolist()
+            compared += [(int(digests[row]), texts[row].as_py()) for row in largest]
+            compared = heapq.nlargest(config.tokenizer.parity_documents, compared)
     writer.close()
+    if compared:
+        counts.compared += len(compared)
+        if different := encoder.check([text for _, text in compared]):
+            raise _IdsDifferError(len(compared), different)
 
 
 def _count(counts: Counts, split: str, texts: pa.Array, metadata: pa.RecordBatch, lengths: npt.NDArray[Any]) -> None:
@@ -270,12 +307,19 @@ def words(texts: pa.Array) -> npt.NDArray[np.int64]:
     return np.add.reduceat(begins, offsets[:-1], dtype=np.int64)
 
 
-def is_held_out(texts: pa.Array, share: float) -> npt.NDArray[np.bool_]:
-    """Which documents are among the `share` that is never trained on, bool[documents]. texts: large_string."""
+def text_digests(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    """xxh3-64 of each text in UTF-8, uint64[documents]. texts: large_string, no nulls."""
     offsets, data = buffers(texts)
-    bounds, bytes_ = offsets.tolist(), data.data
-    digests = [xxhash.xxh3_64_intdigest(bytes_[start:stop]) for start, stop in pairwise(bounds)]
-    return np.array([digest < share * 2**64 for digest in digests], np.bool_)
+    bytes_ = data.data
+    return np.array(
+        [xxhash.xxh3_64_intdigest(bytes_[start:stop]) for start, stop in pairwise(offsets.tolist())], np.uint64
+    )
+
+
+def is_held_out(digests: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
+    """Which documents are among the `share` that is never trained on, bool[documents]. digests: of their texts."""
+    limit = int(share * 2**64)
+    return digests < np.uint64(limit)
 
 
 def buffers(texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
@@ -289,12 +333,13 @@ def buffers(texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint
 _STEPS: dict[str, list[Step]] = {}
 
 
-def process_steps(config: PrepConfig) -> list[Step]:
+def _process_steps(settings: Settings) -> list[Step]:
     """The steps, made once a process: some read files."""
-    key = repr(config)
+    key = repr(settings)
     if key not in _STEPS:
         _STEPS.clear()
-        _STEPS[key] = steps(config)
+        index = settings.evaluation_index
+        _STEPS[key] = steps(settings.config, None if index is None else Path(index))
     return _STEPS[key]
 
 

@@ -26,7 +26,7 @@ from megatrain.data_prep.plan import WORK, Input, what_matters
 from megatrain.data_prep.read.reader import sample
 from megatrain.data_prep.steps import steps
 from megatrain.data_prep.tokenizer import Vocabulary, load, pick_backend, train
-from megatrain.data_prep.units import StoredTokenizer, is_held_out, through
+from megatrain.data_prep.units import StoredTokenizer, is_held_out, text_digests, through
 
 PARITY_BYTES = 1 << 20
 """Text on which tiktoken has to give the ids of tokenizers before it is used."""
@@ -38,7 +38,7 @@ def vocabulary(config: PrepConfig, inputs: list[Input]) -> Vocabulary:
     """The tokenizer of the set; nothing is written. Raises InputError where it can't be had."""
     wanted, output = config.tokenizer, Path(config.output)
     if wanted.path is not None:
-        return load(Path(wanted.path), wanted.eos_token)
+        return load(Path(wanted.path), wanted.eos_token, wanted.split)
     if config.append:
         return load(output / TOKENIZER, wanted.eos_token)
     trained = _trained(config, inputs)
@@ -64,11 +64,12 @@ def _trained(config: PrepConfig, inputs: list[Input]) -> Path:
 
 
 def _texts(config: PrepConfig, inputs: list[Input], limit: int) -> Iterator[str]:
-    """The texts that a tokenizer is trained on, about `limit` bytes before the steps."""
-    taken, texts = steps(config), _sampled(inputs, config, limit)
+    """The texts that a tokenizer is trained on, about `limit` bytes before the steps. Texts of evaluation sets may be
+    among them: what is looked for is built later."""
+    taken, texts = steps(config, None), _sampled(inputs, config, limit)
     while together := list(islice(texts, SAMPLED_TOGETHER)):
         left = through(taken, _documents(together), Notes())
-        held_out = is_held_out(left.batch.column("text"), config.held_out_share)
+        held_out = is_held_out(text_digests(left.batch.column("text")), config.held_out_share)
         yield from (text for text, out in zip(left.texts, held_out, strict=True) if not out)
 
 

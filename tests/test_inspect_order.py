@@ -18,8 +18,9 @@ from megatrain.data.format import TOKENIZER, TRAIN
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State, start_state, then
 from megatrain.data_config import DataConfig, SourceConfig
-from megatrain.data_prep.config import PrepConfig, TokenizerConfig
+from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.pipeline import run as prepare
+from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import GaveUp, InputError
 from megatrain.inspect import run
 from tests.checkpoint.layouts import even_layout, random_whole, trainer_state

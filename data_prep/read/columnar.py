@@ -1,4 +1,13 @@
-"""Parquet and Arrow files. Texts stay in Arrow; only what becomes the metadata is ever a Python object."""
+"""Parquet and Arrow files. Texts stay in Arrow; only what becomes the metadata is ever a Python object.
+
+Design choices:
+- Few rows of Parquet are decoded at once, whatever the size of its row groups, and pages are read as they are needed;
+  then rows are gathered again, for the work that each batch costs. So a batch takes a few documents' memory.
+- A file that decodes to far more than its size is a bomb, as packed files are: a dictionary may hold one text of
+  megabytes for a million rows. A column chunk that says so is not opened.
+- Arrow files are mapped, not read; but a compressed batch of theirs is in memory whole. Their offsets are checked
+  before anything follows them.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +23,33 @@ from megatrain.data_prep.documents import SCHEMA, Bools
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
 from megatrain.data_prep.read.files import Piece
 from megatrain.data_prep.read.records import BrokenFileError, Found, Problem
+from megatrain.data_prep.read.streams import BUFFER, EXPANSION_FREE, bomb, most_bytes
 
-ROWS = 256
-"""Decoded at once."""
-BATCH_BYTES = 4 * 1024 * 1024
-"""About what is decoded at once where rows are large."""
-TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+ROWS = 16
+"""Rows of Parquet decoded at once: in the worst case each is as long as the longest of them."""
+GATHERED_BYTES = 1 << 20
+"""What is worked on at once, about."""
+ARROW_FILE = b"ARROW1"
+BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+TEXT_TYPES = (*BINARY, *BINARY.values())
 
 
-def open_batches(piece: Piece, config: ReadConfig) -> Iterator[pa.RecordBatch]:  # noqa: ARG001
-    """The rows of a file as they are in it. What is broken raises pa.ArrowException."""
-    if piece.path.endswith(".parquet"):
-        yield from _parquet(piece.path)
-    else:
-        yield from _arrow(piece.path)
+def open_batches(piece: Piece, config: ReadConfig) -> Iterator[pa.RecordBatch]:
+    """The rows of a local file as they are in it. Raises pa.ArrowException where it is broken, BrokenFileError."""
+    most = most_bytes(piece, config)
+    waiting: list[pa.RecordBatch] = []
+    size = 0
+    for batch in _parquet(piece, config) if piece.path.endswith(".parquet") else _arrow(piece):
+        waiting.append(batch)
+        size += batch.nbytes
+        most -= batch.nbytes
+        if most < 0:
+            raise bomb(config)
+        if size >= GATHERED_BYTES:
+            yield pa.concat_batches(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def read_columnar(piece: Piece, columns: ColumnsConfig, config: ReadConfig) -> Iterator[Found]:
@@ -38,22 +60,39 @@ def read_columnar(piece: Piece, columns: ColumnsConfig, config: ReadConfig) -> I
         row += len(batch)
 
 
-def _parquet(path: str) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-        yield from file.iter_batches(ROWS, use_threads=False)
+def _parquet(piece: Piece, config: ReadConfig) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(piece.path, buffer_size=BUFFER, pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            found = file.metadata.row_group(group)
+            chunks = [found.column(index) for index in range(found.num_columns)]
+            dense = [
+                chunk
+                for chunk in chunks
+                if chunk.total_uncompressed_size > config.max_expansion * chunk.total_compressed_size
+            ]
+            if any(chunk.total_uncompressed_size > EXPANSION_FREE for chunk in dense):
+                raise bomb(config)
+            yield from file.iter_batches(1 if dense else ROWS, [group], use_threads=False)
 
 
-def _arrow(path: str) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(path) as file:
-        if file.read(6) == b"ARROW1":
+def _arrow(piece: Piece) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(piece.path) as file:
+        if file.read(len(ARROW_FILE)) == ARROW_FILE:
             reader = pa.ipc.open_file(file)
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         else:
             file.seek(0)
             batches = iter(pa.ipc.open_stream(file))
         for batch in batches:
-            for start in range(0, len(batch), ROWS):
-                yield batch.slice(start, ROWS)
+            _check_offsets(batch)
+            rows = max(1, len(batch) * GATHERED_BYTES // max(1, batch.nbytes))
+            yield from (batch.slice(start, rows) for start in range(0, len(batch), rows))
+
+
+def _check_offsets(batch: pa.RecordBatch) -> None:
+    """Raises pa.ArrowInvalid where a value doesn't lie in its column. Strings that aren't UTF-8 are found later."""
+    for column in batch.columns:
+        (column.cast(BINARY[column.type]) if column.type in BINARY else column).validate(full=True)
 
 
 def convert(

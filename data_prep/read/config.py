@@ -32,6 +32,8 @@ class ReadConfig:
     max_document_bytes: int = 16 * 1024 * 1024
     """Largest record (a line of JSON, a .txt file, a web page) that is read; a longer one is a bad record, and is
     passed over without being held in memory."""
+    max_page_bytes: int = 5 * 1024 * 1024
+    """Largest HTML page; Common Crawl cuts them here. Parsing takes up to a hundred times as much memory."""
     max_expansion: int = 100
     """A packed file that grows more than this many times, and above 64 MiB, is broken: text doesn't, bombs do."""
     html: str = "resiliparse"
@@ -40,7 +42,8 @@ class ReadConfig:
 
 def check(config: ReadConfig) -> None:
     """Raises InputError for a value that can't be had."""
-    for key, value in (("max_document_bytes", config.max_document_bytes), ("max_expansion", config.max_expansion)):
+    for key in ("max_document_bytes", "max_page_bytes", "max_expansion"):
+        value = getattr(config, key)
         if value < 1:
             raise bad_value(f"read.{key}", value, "at least 1")
     if config.html not in EXTRACTORS:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatrain.errors import bad_value
 from megatrain.storage import URL, one_line, root
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-ROWS = (".txt", *JSON_LINES, ".csv", ".tsv", ".html", ".htm", ".warc", ".wet")
+HTML = (".html", ".htm")
+WARC = (".warc", ".wet")
+ROWS = (".txt", *JSON_LINES, ".csv", ".tsv", *HTML, *WARC)
 """Formats that may be packed."""
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 COLUMNAR = (".parquet", ".arrow", ".feather", ".arrows")
@@ -34,11 +36,15 @@ LEGAL = f"{', '.join((*ROWS, *COLUMNAR))}, the first {len(ROWS)} also with {', '
 
 
 class File(NamedTuple):
-    """path: or URL. name: the path below the input's folder, what people see. size: bytes."""
+    """path: or URL. name: the path below the input's folder, what people see. size: bytes.
+
+    version: what changes when the file does: its time in nanoseconds, or what its store has for that.
+    """
 
     path: str
     name: str
     size: int
+    version: str = ""
 
 
 Files = list[File]
@@ -48,8 +54,7 @@ Files = list[File]
 class Piece:
     """What of a file is read: the lines that begin in [start, stop), in bytes, of plain JSON lines; else all of it.
 
-    path: or URL. name: the path below the input's folder, what people see. size: bytes of the file that this
-    accounts for.
+    path, name, version: the file's. size: bytes of the file that this accounts for.
     """
 
     path: str
@@ -57,6 +62,7 @@ class Piece:
     size: int
     start: int = 0
     stop: int | None = None
+    version: str = ""
 
 
 Unit = tuple[Piece, ...]
@@ -97,7 +103,12 @@ def _on_disk(pattern: str) -> tuple[Files, Counter[str]]:
     chosen = {match for match in matches if not match.is_dir()}
     inside = {file for match in matches if match.is_dir() for file in match.rglob("*") if file.is_file()}
     known, ignored = _known(map(str, chosen), map(str, inside - chosen))
-    return [File(name, Path(name).relative_to(folder).as_posix(), Path(name).stat().st_size) for name in known], ignored
+    return [_file(Path(name), folder) for name in known], ignored
+
+
+def _file(path: Path, folder: Path) -> File:
+    found = path.stat()
+    return File(str(path), path.relative_to(folder).as_posix(), found.st_size, str(found.st_mtime_ns))
 
 
 def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
@@ -116,11 +127,17 @@ def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
         for name in matches.keys() - chosen.keys():
             inside.update(path.fs.find(name, detail=True))
         known, ignored = _known(chosen, inside.keys() - chosen.keys())
-        sizes = {name: info["size"] for name, info in (inside | chosen).items()}
-        if None in (sizes[name] for name in known):
+        infos = inside | chosen
+        if any(infos[name]["size"] is None for name in known):
             raise bad_value("input", pattern, "the server doesn't say how large it is")
-        return [File(_url(path, name), name[folder:], sizes[name]) for name in known], ignored
+        files = [File(_url(path, name), name[folder:], infos[name]["size"], _version(infos[name])) for name in known]
+        return files, ignored
     return [], Counter()
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Stores have different names for it."""
+    return str(next((info[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(key)), ""))
 
 
 def _url(path: UPath, name: str) -> str:
@@ -151,9 +168,9 @@ def _pieces(file: File, unit_bytes: int) -> Iterator[Piece]:
     if file.path.endswith(JSON_LINES) and file.size:
         for start in range(0, file.size, unit_bytes):
             stop = min(start + unit_bytes, file.size)
-            yield Piece(file.path, file.name, stop - start, start, stop)
+            yield Piece(file.path, file.name, stop - start, start, stop, file.version)
     else:
-        yield Piece(file.path, file.name, file.size)
+        yield Piece(file.path, file.name, file.size, version=file.version)
 
 
 def plan(files: Files, unit_bytes: int) -> list[Unit]:

@@ -20,12 +20,15 @@ import pyarrow as pa
 import xxhash
 
 from megatrain.data_prep.documents import Documents
+from megatrain.data_prep.read import html
 from megatrain.data_prep.read.columnar import open_batches, read_columnar
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
-from megatrain.data_prep.read.files import COLUMNAR, JSON_LINES, Files, Piece, Unit, plan, suffix_of
+from megatrain.data_prep.read.delimited import read_delimited
+from megatrain.data_prep.read.files import COLUMNAR, HTML, JSON_LINES, WARC, Files, Piece, Unit, plan, suffix_of
 from megatrain.data_prep.read.records import BrokenFileError, Document, Found, Problem, batches
 from megatrain.data_prep.read.streams import BUFFER, local, open_bytes
 from megatrain.data_prep.read.text import read_json_lines, read_txt
+from megatrain.data_prep.read.web import check_warc, read_html, read_warc
 
 BATCH_BYTES = 4 * 1024 * 1024
 """Text of a batch of documents, about."""
@@ -37,9 +40,18 @@ MOST_SAMPLED = 1 << 16
 READERS: dict[str, Callable[[Piece, ColumnsConfig, ReadConfig], Iterator[Found]]] = {
     ".txt": read_txt,
     **dict.fromkeys(JSON_LINES, read_json_lines),
+    **dict.fromkeys((".csv", ".tsv"), read_delimited),
+    **dict.fromkeys(HTML, read_html),
+    **dict.fromkeys(WARC, read_warc),
     **dict.fromkeys(COLUMNAR, read_columnar),
 }
 """By suffix. A reader raises BrokenFileError only before it gives anything."""
+
+
+def require(files: Files, config: ReadConfig) -> None:
+    """Raises InputError if a library that these files need isn't installed."""
+    if any(suffix_of(file.path)[0] in (*HTML, *WARC) for file in files):
+        html.load(config)
 
 
 def read_unit(
@@ -121,6 +133,9 @@ def check(piece: Piece, config: ReadConfig) -> None:
         if piece.path.endswith(COLUMNAR):
             for _ in open_batches(piece, config):
                 pass
+            return
+        if suffix_of(piece.path)[0] in WARC:
+            check_warc(piece, config)
             return
         with open_bytes(piece, config) as file:
             if piece.start:

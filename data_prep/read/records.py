@@ -27,7 +27,7 @@ class Document(NamedTuple):
 class Problem(NamedTuple):
     """A record that can't be used. place: FILE:BYTE or FILE:ROW.
 
-    kind: invalid_json, invalid_csv, truncated, not_utf8, too_long, no_text or empty.
+    kind: invalid_json, invalid_csv, not_decoded, not_utf8, too_long, nested, no_text or empty.
     """
 
     kind: str

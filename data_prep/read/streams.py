@@ -73,7 +73,18 @@ def open_bytes(piece: Piece, config: ReadConfig) -> BinaryIO:
     if not packed:
         return Path(piece.path).open("rb", BUFFER)
     inner = _Unxz(piece.path) if packed == ".xz" else pa.input_stream(piece.path, compression=ARROW_CODECS[packed])
-    return io.BufferedReader(_Bounded(inner, max(EXPANSION_FREE, config.max_expansion * piece.size), config), BUFFER)
+    return io.BufferedReader(_Bounded(inner, most_bytes(piece, config), config), BUFFER)
+
+
+def most_bytes(piece: Piece, config: ReadConfig) -> int:
+    """What a packed file may grow to."""
+    return max(EXPANSION_FREE, config.max_expansion * piece.size)
+
+
+def bomb(config: ReadConfig) -> BrokenFileError:
+    """The error for a file that grows beyond that."""
+    most = config.max_expansion
+    return BrokenFileError(f"a bomb: grows more than {most} times when unpacked (read.max_expansion={most})")
 
 
 class _Bounded(io.RawIOBase):
@@ -89,8 +100,7 @@ class _Bounded(io.RawIOBase):
         count = self._inner.readinto(buffer) or 0
         self._left -= count
         if self._left < 0:
-            most = self._config.max_expansion
-            raise BrokenFileError(f"grows more than {most} times when unpacked (read.max_expansion={most})")
+            raise bomb(self._config)
         return count
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ def read_json_lines(piece: Piece, columns: ColumnsConfig, config: ReadConfig) ->
         if position:  # the line that the piece before ends with, unless one begins exactly here
             file.seek(position - 1)
             position += _skip_line(file) - 1
-        for start, line in lines(file, position, config.max_document_bytes):
+        for start, _, line in lines(file, position, config.max_document_bytes):
             if piece.stop is not None and start >= piece.stop:
                 return
             place = f"{piece.name}:{start}"
@@ -52,19 +52,20 @@ def read_json_lines(piece: Piece, columns: ColumnsConfig, config: ReadConfig) ->
                 yield Problem("invalid_json", place)
 
 
-def lines(file: BinaryIO, position: int, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """Each line, and where it begins; in place of a line of more than `longest` bytes, None.
+def lines(file: BinaryIO, position: int, longest: int) -> Iterator[tuple[int, int, bytes | None]]:
+    """Where each line begins, its bytes, and the line; None in place of a line of more than `longest` bytes.
 
     position: where the file stands.
     """
     while line := file.readline(longest + 1):
-        start, position = position, position + len(line)
-        if len(line) > longest and not line.endswith(b"\n"):
+        size = len(line)
+        if size > longest and not line.endswith(b"\n"):
             del line  # before the rest of it is passed over
-            position += _skip_line(file)
-            yield start, None
+            size += _skip_line(file)
+            yield position, size, None
         else:
-            yield start, line
+            yield position, size, line
+        position += size
 
 
 def _skip_line(file: BinaryIO) -> int:

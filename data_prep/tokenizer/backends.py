@@ -46,14 +46,14 @@ class Encoder:
 
     def encode_batch(self, texts: Sequence[str] | pa.LargeStringArray) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The ids of all texts [tokens], of the vocabulary's id type, EOS after each; their lengths uint32[texts]."""
-        strings = texts if isinstance(texts, list | tuple) else texts.to_pylist()
+        strings: Sequence[str] = texts if isinstance(texts, Sequence) else texts.to_pylist()
         return self._joined(self._by_tiktoken(strings) if self._tiktoken else self._by_tokenizers(strings))
 
     def check(self, texts: Sequence[str] | pa.LargeStringArray) -> int:
         """How many of `texts` have other ids from tokenizers."""
         if not self._tiktoken:
             return 0
-        strings = texts if isinstance(texts, list | tuple) else texts.to_pylist()
+        strings: Sequence[str] = texts if isinstance(texts, Sequence) else texts.to_pylist()
         pairs = zip(self._by_tiktoken(strings), self._by_tokenizers(strings), strict=True)
         return sum(fast != reference for fast, reference in pairs)
 

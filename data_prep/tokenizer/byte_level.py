@@ -49,7 +49,13 @@ def tokenizer_json(ids: Mapping[bytes, int], split: str, special: Mapping[str, i
     character = {byte: sign for sign, byte in alphabet().items()}
     vocabulary = {"".join(map(character.__getitem__, token)): number for token, number in ids.items()}
     pairs = list(merges(vocabulary))
-    model = {"type": "BPE", "unk_token": None, "vocab": special | vocabulary, "merges": pairs, "ignore_merges": True}
+    model = {
+        "type": "BPE",
+        "unk_token": None,
+        "vocab": {**special, **vocabulary},
+        "merges": pairs,
+        "ignore_merges": True,
+    }
     splits = [
         {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},

@@ -100,7 +100,7 @@ def _normalizers(rules: Any) -> list[dict[str, Any]]:
         charsmap = base64.b64encode(rules.precompiled_charsmap).decode()
         found.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if rules.remove_extra_whitespaces:
-        found += [_replace({"Regex": r"\A +| +\z"}, ""), _replace({"Regex": " {2,}"}, " ")]
+        found += [_replace({"Regex": rf"\A +|[ {SPACE}]+\z"}, ""), _replace({"Regex": " {2,}"}, " ")]
     if rules.add_dummy_prefix:
         found.append({"type": "Prepend", "prepend": SPACE})
     return [*found, _replace({"String": " "}, SPACE)]

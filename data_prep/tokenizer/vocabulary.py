@@ -77,9 +77,9 @@ def load(path: Path, eos_token: str | None, split: str | None = None) -> Vocabul
     except OSError as error:
         raise bad_value("tokenizer.path", path, error.strerror or "can't be read") from None
     tokenizer = vocabulary.tokenizer()
-    token = tokenizer.id_to_token(vocabulary.eos_id)
-    if vocabulary.eos_id in tokenizer.encode(token, add_special_tokens=False).ids:
-        raise bad_value("tokenizer.eos_token", token, f"{file} encodes this text in a document as the same id")
+    text = tokenizer.decode([vocabulary.eos_id], skip_special_tokens=False)
+    if vocabulary.eos_id in tokenizer.encode(text, add_special_tokens=False).ids:
+        raise bad_value("tokenizer.eos_token", eos_token, f"{text!r} in a document is encoded as the same id")
     return vocabulary
 
 

@@ -138,9 +138,9 @@ class ShardList:
 class Manifest:
     """What a split is made of. `id_dtype` is "uint16" or "uint32"; every id is below `vocab_size`.
 
-    counts: [source, language, documents, tokens] of each kind of documents. ids_compared, ids_different: documents whose
-    ids were compared with those of Hugging Face's tokenizers, and how many of them had others before they were made
-    anew. lineage_sha256: of lineage.json, which says how the set was made; None: there is none.
+    counts: [source, language, documents, tokens] of each kind of documents. ids_compared, ids_different: documents
+    whose ids were compared with those of Hugging Face's tokenizers, and how many of them had others before they were
+    made anew. lineage_sha256: of lineage.json, which says how the set was made; None: there is none.
     """
 
     split: str

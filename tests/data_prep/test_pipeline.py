@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +23,13 @@ from tokenizers import Tokenizer
 
 from megatrain.compose import compose
 from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
-from megatrain.data_prep.config import PrepConfig, TokenizerConfig
+from megatrain.data_prep import pipeline
+from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.deduplicate.config import ParagraphsConfig
 from megatrain.data_prep.pipeline import run
+from megatrain.data_prep.report import Report
 from megatrain.data_prep.tokenizer import EOS, train
+from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import GaveUp, InputError
 
 PROSE = (
@@ -47,6 +50,23 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_bytes(train([text(number) for number in range(300)], 400).data)
     return path
+
+
+def in_this_process(function: Callable[[Any], Any], tasks: Sequence[Any], *_: object) -> Iterator[tuple[int, Any]]:
+    """In place of an executor."""
+    for number, task in enumerate(tasks):
+        yield number, function(task)
+
+
+@pytest.fixture
+def processes() -> None:
+    """For tests of what real workers do; the others spare themselves to start any."""
+
+
+@pytest.fixture(autouse=True)
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "processes" not in request.fixturenames:
+        monkeypatch.setattr(pipeline, "each", in_this_process)
 
 
 @pytest.fixture
@@ -136,14 +156,18 @@ def test_documents_come_back_in_order_and_on_their_side(config: PrepConfig) -> N
     assert not (Path(config.output) / ".work").exists()
 
 
+@pytest.mark.usefixtures("processes")
 def test_bytes_depend_on_neither_workers_nor_units(config: PrepConfig, tmp_path: Path) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(300)))
-    others = {"b": replace(config, workers=2), "c": replace(config, unit_bytes=10**9)}
     assert run(config) == 0
-    for name, other in others.items():
-        other.output = str(tmp_path / name)
-        assert run(other) == 0
-        assert files(other) == files(config)
+    two = replace(config, workers=2, output=str(tmp_path / "two"))
+    assert run(two) == 0
+    assert files(two) == files(config)
+    # How many documents' ids are compared is a matter of units.
+    whole = replace(config, unit_bytes=10**9, output=str(tmp_path / "whole"))
+    assert run(whole) == 0
+    different = {name for name, data in files(config).items() if files(whole).get(name) != data}
+    assert different == {"train/manifest.json", "held_out/manifest.json"}
 
 
 def test_a_tokenizer_trained_on_the_input(config: PrepConfig, tmp_path: Path) -> None:
@@ -179,6 +203,7 @@ def test_source_and_language(config: PrepConfig) -> None:
     assert (entry.source, entry.language) == (None, "en")
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_broken_file_is_left_out_whole_and_named(config: PrepConfig, workers: int) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(20)))
@@ -293,6 +318,7 @@ def test_no_space_left(config: PrepConfig, tmp_path: Path) -> None:
     assert files(whole) == files(config)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_worker_that_dies_is_replaced(config: PrepConfig, tmp_path: Path) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(300)))
     whole = replace(config, output=str(tmp_path / "whole"))
@@ -312,6 +338,7 @@ def test_a_worker_that_dies_is_replaced(config: PrepConfig, tmp_path: Path) -> N
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_unit_that_fails_is_named_and_the_others_are_kept(
     config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,3 +432,60 @@ def test_what_is_there_twice_is_left_out(config: PrepConfig, workers: int) -> No
     assert dropped["paragraphs"]["little_left"]["documents"] == 1
     assert found["steps"]["changed"]["paragraphs"]["repeated_lines"]["documents"] == 1
     assert (found["records"], found["documents"]) == (7, {TRAIN: 4, HELD_OUT: 0})
+
+
+def test_a_file_that_changed_since_the_last_start_is_read_again(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(100)))
+    with largest_file(40_000), pytest.raises(GaveUp, match="File too large"):  # for a shard: all units are done
+        run(replace(config, shard_bytes=10**6, member_bytes=10**6))
+    write_jsonl(config, "a.jsonl", text(0), text(2), text(1), *map(text, range(3, 100)))
+    assert run(config) == 0
+    found = [value for split in (TRAIN, HELD_OUT) for value, _ in documents(config, split)]
+    assert sorted(found) == sorted(map(text, range(100)))
+    whole = replace(config, output=str(tmp_path / "whole"))
+    assert run(whole) == 0
+    assert files(whole) == files(config)
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("moment", ["write_lineage", "write_manifest held_out", "write_manifest train", "Report.write"])
+def test_a_run_that_dies_while_it_commits(
+    config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append: bool, moment: str
+) -> None:
+    """The next start makes the same set, whatever was committed already."""
+    write_jsonl(config, "a.jsonl", *map(text, range(60)))
+    more = replace(config, input=str(tmp_path / "more"), append=True, tokenizer=TokenizerConfig())
+    Path(more.input or "").mkdir()
+    write_jsonl(more, "b.jsonl", *map(text, range(60, 90)))
+    for output in ("whole", "killed"):
+        config.output = more.output = str(tmp_path / output)
+        last = more if append else config
+        if append:
+            assert run(config) == 0
+        if output == "killed":
+            with monkeypatch.context() as patch:
+                die_after(moment, patch)
+                with pytest.raises(KeyboardInterrupt):
+                    run(last)
+            if moment != "Report.write":
+                assert (Path(last.output) / ".work").exists()
+        assert run(last) == 0
+    whole, killed = (replace(config, output=str(tmp_path / name)) for name in ("whole", "killed"))
+    assert files(killed) == files(whole)
+    assert report(killed)["exit_code"] == 0
+
+
+def die_after(moment: str, patch: pytest.MonkeyPatch) -> None:
+    """Ends the run, as a kill would, after a call; "write_manifest train" is that of the train split."""
+    name, _, split = moment.partition(" ")
+    owner: Any = Report if name.startswith("Report") else pipeline
+    attribute = name.rpartition(".")[2]
+    original = getattr(owner, attribute)
+
+    def dying(*arguments: Any) -> Any:
+        result = original(*arguments)
+        if not split or arguments[0].name == split:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(owner, attribute, dying)

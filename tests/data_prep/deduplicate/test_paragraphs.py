@@ -13,9 +13,9 @@ from megatrain.data_prep.deduplicate.duplicates import find_duplicates
 from megatrain.data_prep.deduplicate.keys import document_keys, write_keys
 from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs, line_keys, write_line_keys
 from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
-from megatrain.data_prep.documents import Step
 from megatrain.data_prep.files import AtomicFolder
 from megatrain.data_prep.notes import Notes
+from megatrain.data_prep.step import Step
 from tests.data_prep.deduplicate.common import documents, fast_folder, run_shuffled
 
 Unit = Sequence[str]
