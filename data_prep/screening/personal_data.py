@@ -64,9 +64,9 @@ class Kind:
 
 def emails(text: str) -> Spans:
     """Where the addresses are."""
-    at = text.find("@")
+    at, end = text.find("@"), 0
     while at >= 0:
-        before = text[max(0, at - LONGEST_LOCAL - 1) : at]
+        before = text[max(end, at - LONGEST_LOCAL - 1) : at]
         local = before[len(before.rstrip(LOCAL)) :].lstrip(NEVER_FIRST)
         start, domain = at - len(local), DOMAIN.match(text, at)
         end = at + 1

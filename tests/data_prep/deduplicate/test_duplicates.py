@@ -138,11 +138,12 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, damage: bytes | None)
         find_duplicates([folder], tmp_path, DeduplicateConfig(), run)
 
 
-def test_missing_results_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_that_are_not_whole_are_named(tmp_path: Path, name: str) -> None:
     folders = write_units(tmp_path, [[(1, None)]])
     duplicates = find_duplicates(folders, tmp_path, DeduplicateConfig(), run)
-    (duplicates.folder / REMOVED).write_bytes(b"12345678")
-    with pytest.raises(GaveUp, match=f"^{duplicates.folder / REMOVED}: can't be read: "):
+    (duplicates.folder / name).write_bytes(b"12345678")
+    with pytest.raises(GaveUp, match=f"^{duplicates.folder / name}: can't be read: "):
         Duplicates(duplicates.folder)
 
 
