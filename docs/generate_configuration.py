@@ -107,7 +107,7 @@ def _enum_docstring(hint: Any) -> str | None:
 
 def field_docstrings(schema: type) -> dict[str, str]:
     """The string below each field of a dataclass and of those it is made of, on one line."""
-    found = {}
+    found: dict[str, str] = {}
     for base in schema.__mro__[1:]:
         if dataclasses.is_dataclass(base):
             found |= field_docstrings(base)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatrain.errors import bad_value
 from megatrain.storage import URL, one_line, root
@@ -34,24 +34,32 @@ COLUMNAR = (".parquet", ".arrow", ".feather", ".arrows")
 SUFFIXES = (*ROWS, *(row + packed for row in ROWS for packed in PACKED), *COLUMNAR)
 LEGAL = f"{', '.join((*ROWS, *COLUMNAR))}, the first {len(ROWS)} also with {', '.join(PACKED)}"
 
+SIGNS = "*?["
+"""Of a glob."""
+
 
 class File(NamedTuple):
-    """path: or URL. name: the path below the input's folder, what people see. size: bytes."""
+    """path: or URL. name: the path below the input's folder, what people see. size: bytes.
+
+    version: what changes when the file does: its time in nanoseconds, or what its store has for that.
+    """
 
     path: str
     name: str
     size: int
+    version: str = ""
 
 
 Files = list[File]
+Info = dict[str, Any]
+"""What fsspec says of a file."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """What of a file is read: the lines that begin in [start, stop), in bytes, of plain JSON lines; else all of it.
 
-    path: or URL. name: the path below the input's folder, what people see. size: bytes of the file that this
-    accounts for.
+    path, name, version: the file's. size: bytes of the file that this accounts for.
     """
 
     path: str
@@ -59,6 +67,7 @@ class Piece:
     size: int
     start: int = 0
     stop: int | None = None
+    version: str = ""
 
 
 Unit = tuple[Piece, ...]
@@ -86,12 +95,12 @@ def find_files(pattern: str) -> tuple[Files, Counter[str]]:
 
 
 def _on_disk(pattern: str) -> tuple[Files, Counter[str]]:
-    path = Path(pattern)
+    path = Path(pattern).absolute()
     if pattern and path.exists():
         folder, matches = (path if path.is_dir() else path.parent), [path]
     else:
         below = _fixed(pattern)
-        folder = Path(pattern[:below])
+        folder = Path(pattern[:below]).absolute()
         try:
             matches = list(folder.glob(pattern[below:])) if pattern[below:] else []
         except ValueError as error:
@@ -99,30 +108,47 @@ def _on_disk(pattern: str) -> tuple[Files, Counter[str]]:
     chosen = {match for match in matches if not match.is_dir()}
     inside = {file for match in matches if match.is_dir() for file in match.rglob("*") if file.is_file()}
     known, ignored = _known(map(str, chosen), map(str, inside - chosen))
-    return [File(name, Path(name).relative_to(folder).as_posix(), Path(name).stat().st_size) for name in known], ignored
+    return [_file(Path(name), folder) for name in known], ignored
+
+
+def _file(path: Path, folder: Path) -> File:
+    found = path.stat()
+    return File(str(path), path.relative_to(folder).as_posix(), found.st_size, str(found.st_mtime_ns))
 
 
 def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
     path = root(pattern, "input")
     if path.protocol in ("file", "local"):
         return _on_disk(path.path)
+    folder, chosen, inside = _listed(path)
+    known, ignored = _known(chosen, inside.keys() - chosen.keys())
+    infos = inside | chosen
+    if any(infos[name]["size"] is None for name in known):
+        raise bad_value("input", pattern, "the server doesn't say how large it is")
+    files = [File(_url(path, name), name[folder:], infos[name]["size"], _version(infos[name])) for name in known]
+    return files, ignored
+
+
+def _listed(path: UPath) -> tuple[int, dict[str, Info], dict[str, Info]]:
+    """The length of the folder's name; what fsspec says of the files that match by name, and of those in folders."""
+    matches: dict[str, Info] = {}
+    inside: dict[str, Info] = {}
     folder = _fixed(path.path)
     with one_line(path), suppress(FileNotFoundError):
-        if _fixed(f"{path.path}/") > len(path.path):  # no sign of a glob in it
-            matches = {path.path: path.fs.info(path.path)}
-            folder = len(path.path.rstrip("/")) + 1 if matches[path.path]["type"] == "directory" else folder
-        else:
+        if any(sign in path.path for sign in SIGNS):
             matches = path.fs.glob(path.path, detail=True)
-        chosen = {name: info for name, info in matches.items() if info["type"] == "file"}
-        inside = {}
-        for name in matches.keys() - chosen.keys():
+        else:
+            matches = {path.path: path.fs.info(path.path)}
+            folder = folder if matches[path.path]["type"] == "file" else len(path.path.rstrip("/")) + 1
+        for name in [name for name, info in matches.items() if info["type"] != "file"]:
+            del matches[name]
             inside.update(path.fs.find(name, detail=True))
-        known, ignored = _known(chosen, inside.keys() - chosen.keys())
-        sizes = {name: info["size"] for name, info in (inside | chosen).items()}
-        if None in (sizes[name] for name in known):
-            raise bad_value("input", pattern, "the server doesn't say how large it is")
-        return [File(_url(path, name), name[folder:], sizes[name]) for name in known], ignored
-    return [], Counter()
+    return folder, matches, inside
+
+
+def _version(info: Info) -> str:
+    """Stores have different names for it."""
+    return str(next((info[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(key)), ""))
 
 
 def _url(path: UPath, name: str) -> str:
@@ -132,7 +158,7 @@ def _url(path: UPath, name: str) -> str:
 
 def _fixed(pattern: str) -> int:
     """How much of a glob is a folder: up to the last slash before its first sign."""
-    first = min((pattern.index(sign) for sign in "*?[" if sign in pattern), default=len(pattern))
+    first = min((pattern.index(sign) for sign in SIGNS if sign in pattern), default=len(pattern))
     return pattern.rfind("/", 0, first) + 1
 
 
@@ -153,9 +179,9 @@ def _pieces(file: File, unit_bytes: int) -> Iterator[Piece]:
     if file.path.endswith(JSON_LINES) and file.size:
         for start in range(0, file.size, unit_bytes):
             stop = min(start + unit_bytes, file.size)
-            yield Piece(file.path, file.name, stop - start, start, stop)
+            yield Piece(file.path, file.name, stop - start, start, stop, file.version)
     else:
-        yield Piece(file.path, file.name, file.size)
+        yield Piece(file.path, file.name, file.size, version=file.version)
 
 
 def plan(files: Files, unit_bytes: int) -> list[Unit]:

@@ -11,7 +11,6 @@ Design choices:
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -20,6 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from megatrain.data_prep.documents import Documents
+from megatrain.data_prep.read import html
 from megatrain.data_prep.read.columnar import open_batches, read_columnar
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
 from megatrain.data_prep.read.delimited import read_delimited
@@ -28,6 +28,7 @@ from megatrain.data_prep.read.records import BrokenFileError, Document, Found, P
 from megatrain.data_prep.read.streams import BUFFER, local, open_bytes
 from megatrain.data_prep.read.text import read_json_lines, read_txt
 from megatrain.data_prep.read.web import check_warc, read_html, read_warc
+from megatrain.storage import StorageError
 
 BATCH_BYTES = 4 * 1024 * 1024
 """Text of a batch of documents, about."""
@@ -45,6 +46,12 @@ READERS: dict[str, Callable[[Piece, ColumnsConfig, ReadConfig], Iterator[Found]]
     **dict.fromkeys(COLUMNAR, read_columnar),
 }
 """By suffix. A reader raises BrokenFileError only before it gives anything."""
+
+
+def require(files: Files, config: ReadConfig) -> None:
+    """Raises InputError if a library that these files need isn't installed."""
+    if any(suffix_of(file.path)[0] in (*HTML, *WARC) for file in files):
+        html.load(config)
 
 
 def read_unit(
@@ -92,9 +99,13 @@ def _sampled(unit: Unit, columns: ColumnsConfig, config: ReadConfig, turn: int) 
         """What is bad is told when its unit is prepared."""
 
     for piece in unit:
-        with contextlib.suppress(OSError, EOFError, pa.ArrowException):
+        try:
             for documents in batches(_found((piece,), columns, config, pass_over, pass_over, turn), turn):
                 yield from documents.texts
+        except StorageError:  # else the sample would be of what could be reached
+            raise
+        except (OSError, EOFError, pa.ArrowException):
+            continue
 
 
 def _found(
