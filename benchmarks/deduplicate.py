@@ -89,7 +89,8 @@ def read_texts(folder: str, size: int) -> list[str]:
 
 def in_batches(texts: Sequence[str]) -> list[Documents]:
     """The texts as the readers give them."""
-    batches, size = [[]], 0
+    batches: list[list[str]] = [[]]
+    size = 0
     for text in texts:
         if size + len(text) > BATCH_CHARACTERS:
             batches.append([])

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from megatrain.data_prep.clean import config as clean
+from megatrain.data_prep.clean.config import CleanConfig
 from megatrain.data_prep.deduplicate import config as deduplicate
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.execute import config as execute
@@ -42,6 +44,7 @@ class PrepConfig(ExecuteConfig):
     """The source of documents that don't name theirs."""
     language: str | None = None
     """The language of documents that don't name theirs."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     personal_data: PersonalDataConfig = field(default_factory=PersonalDataConfig)
@@ -64,6 +67,7 @@ def check(config: PrepConfig) -> None:
         raise bad_value("input", config.input, "give this or inputs.NAME=..., not both")
     execute.check(config)
     read.check(config.read)
+    clean.check(config.clean)
     filters.check(config.filters)
     screening.check(config.personal_data, config.decontaminate)
     deduplicate.check(config.deduplicate)

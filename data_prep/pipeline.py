@@ -21,6 +21,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,10 +34,10 @@ from megatrain.data_prep.counts import Counts
 from megatrain.data_prep.deduplicate.duplicates import find_duplicates
 from megatrain.data_prep.deduplicate.examples import shown
 from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
-from megatrain.data_prep.execute import Failure, each
+from megatrain.data_prep.execute import Failure, each, ready
 from megatrain.data_prep.files import said
 from megatrain.data_prep.notes import Notes
-from megatrain.data_prep.output import check_output, claimed
+from megatrain.data_prep.output import check_output, claimed, is_finished, set_before
 from megatrain.data_prep.plan import WORK, find_inputs, plan_finish, plan_shards, plan_units, without_places
 from megatrain.data_prep.report import Meter, Report
 from megatrain.data_prep.results import Done
@@ -63,7 +64,7 @@ from megatrain.data_prep.units import (
     prepare,
 )
 from megatrain.data_prep.vocabulary import store, vocabulary
-from megatrain.errors import DONE, GAVE_UP, GaveUp
+from megatrain.errors import DONE, GAVE_UP, GaveUp, bad_value
 
 
 class _Named(Protocol):
@@ -89,11 +90,12 @@ def run(config: PrepConfig) -> int:
     """
     started = time.monotonic()
     check(config)
-    output = Path(config.output)
+    output = Path(config.output).absolute()  # wherever a task runs
+    config = replace(config, output=str(output))
     check_output(output, config.append)
     preparation = _Preparation(config)
     report = preparation.report
-    with claimed(output):
+    with claimed(output, config.append):
         try:
             preparation.make_set()
         except (GaveUp, OSError) as error:
@@ -113,14 +115,18 @@ class _Preparation:
     """One run: what it is asked for, and what it says. Nothing is written before `make_set`."""
 
     def __init__(self, config: PrepConfig) -> None:
-        """Raises InputError where the input or the tokenizer can't be had."""
+        """Raises InputError where the input, the tokenizer or the executor can't be had."""
         self.config = config
         self.output, self.work = Path(config.output), Path(config.output) / WORK
         self.console = Console()
         self.inputs = find_inputs(config)
         files = [(file.name, file.size) for found in self.inputs for file in found.files]
         self.report = Report(files=len(files), ignored_files=sum(found.ignored for found in self.inputs))
-        self._lineage = new_lineage(without_places(config), files, read_lineage(self.output))
+        before = set_before(self.output, config.append)
+        self._lineage = new_lineage(without_places(config), files, read_lineage(before))
+        if is_finished(self.output) and not config.append and read_lineage(self.output) != self._lineage:
+            raise bad_value("output", self.output, "already holds a finished set; give another folder, or append=true")
+        ready(config, self.work)
         if config.tokenizer.train:
             self.console.print(f"training a tokenizer of {config.tokenizer.vocab_size:,} ids", highlight=False)
         self._vocabulary: Vocabulary = vocabulary(config, self.inputs)
@@ -160,7 +166,7 @@ class _Preparation:
 
     def _write_shards(self, units: Sequence[UnitTask | FinishTask], tokenizer: StoredTokenizer) -> None:
         """Writes the shards of all splits, and the manifests."""
-        before = read_manifests(self.output)
+        before = read_manifests(set_before(self.output, self.config.append))
         shards = {split: plan_shards(self.config, units, tokenizer, before.get(split), split) for split in SPLITS}
         self._each("writing shards", write_shard, [task for tasks in shards.values() for task in tasks])
         records = {split: [read_record(task) for task in tasks] for split, tasks in shards.items()}
@@ -184,8 +190,11 @@ class _Preparation:
     def _each(self, what: str, function: Callable[[Named], Done], tasks: Sequence[Named]) -> None:
         """function(task) for all of them. Raises GaveUp, naming them, where some failed for good."""
         failed = {}
-        with Meter(self.console, what, sum(task.size for task in tasks)) as meter:
-            for number, result in each(function, tasks, self.config, self.work):
+        with (
+            Meter(self.console, what, sum(task.size for task in tasks)) as meter,
+            contextlib.closing(each(function, tasks, self.config, self.work)) as ended,
+        ):
+            for number, result in ended:
                 if isinstance(result, Failure):
                     failed[tasks[number].name] = result.reason
                 else:
@@ -201,10 +210,11 @@ class _Preparation:
     def _run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
         """function(task) of each, in order: work between units, all of which has to be done."""
         results: dict[int, Any] = {}
-        for number, result in each(function, tasks, self.config, self.work):
-            if isinstance(result, Failure):
-                raise GaveUp(f"comparing documents: {tasks[number]} failed: {result.reason}")
-            results[number] = result
+        with contextlib.closing(each(function, tasks, self.config, self.work)) as ended:
+            for number, result in ended:
+                if isinstance(result, Failure):
+                    raise GaveUp(f"comparing documents: {tasks[number]} failed: {result.reason}")
+                results[number] = result
         return [results[number] for number in range(len(tasks))]
 
 

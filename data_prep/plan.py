@@ -53,7 +53,9 @@ def find_inputs(config: PrepConfig) -> list[Input]:
 
 def what_matters(config: PrepConfig) -> dict[str, Any]:
     """The configuration without what has no effect on the bytes of a set; JSON."""
-    return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    values = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    found: dict[str, Any] = json.loads(json.dumps(values, default=lambda choice: choice.value))
+    return found
 
 
 def without_places(config: PrepConfig) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def plan_units(inputs: list[Input], settings: Settings, folder: Path) -> list[Un
         "evaluation": evaluation,
         "config": matters,
     }
-    shared = json.dumps(chosen, sort_keys=True, default=str)
+    shared = json.dumps(chosen, sort_keys=True)
     tasks = []
     for each in inputs:
         for unit in plan(each.files, config.unit_bytes):

@@ -118,7 +118,7 @@ def page(report: dict[str, Any]) -> str:
         problems=problems(report["problems"]),
         most=MOST_ROWS,
     )
-    return html.translate(VISIBLE)
+    return html.lstrip().translate(VISIBLE)
 
 
 def steps(notes: dict[str, Any]) -> list[Step]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatrain.data_prep.clean.steps import cleaning
 from megatrain.data_prep.config import PrepConfig
-from megatrain.data_prep.documents import Step
 from megatrain.data_prep.filters.chain import filters
 from megatrain.data_prep.screening.config import Found
 from megatrain.data_prep.screening.decontaminate import Decontaminate
 from megatrain.data_prep.screening.personal_data import PersonalData
+from megatrain.data_prep.step import Step
 
 
 def steps(config: PrepConfig, evaluation_index: Path | None) -> list[Step]:
@@ -23,7 +24,7 @@ def steps(config: PrepConfig, evaluation_index: Path | None) -> list[Step]:
 
     Raises InputError naming the key of a file or library that can't be had.
     """
-    found: list[Step] = [*filters(config.filters)]
+    found: list[Step] = [*cleaning(config.clean), *filters(config.filters)]
     if evaluation_index is not None:
         found.append(Decontaminate(config.decontaminate, evaluation_index))
     personal = config.personal_data

@@ -36,12 +36,13 @@ from megatrain.data_prep.deduplicate.duplicates import Duplicates
 from megatrain.data_prep.deduplicate.keys import Keys, document_keys, write_keys
 from megatrain.data_prep.deduplicate.paragraphs import LineKeys, line_keys, write_line_keys
 from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
-from megatrain.data_prep.documents import SCHEMA, Documents, Step
+from megatrain.data_prep.documents import SCHEMA, Documents
 from megatrain.data_prep.files import AtomicFolder, is_whole, said
 from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.read.files import Unit
 from megatrain.data_prep.read.reader import read_unit
 from megatrain.data_prep.results import METADATA, Done, ResultsWriter
+from megatrain.data_prep.step import Step
 from megatrain.data_prep.steps import steps
 from megatrain.data_prep.tokenizer import TOKENIZERS, Encoder, Vocabulary
 
@@ -337,7 +338,8 @@ def _process_steps(settings: Settings) -> list[Step]:
     key = repr(settings)
     if key not in _STEPS:
         _STEPS.clear()
-        _STEPS[key] = steps(settings.config, settings.evaluation_index and Path(settings.evaluation_index))
+        index = settings.evaluation_index
+        _STEPS[key] = steps(settings.config, None if index is None else Path(index))
     return _STEPS[key]
 
 

@@ -78,13 +78,14 @@ class ReferenceOrder:
         shuffle_blocks: int = 64,
         first: int = 0,
         begun: Mapping[str, Begun] | None = None,
+        cuts: dict[int, list[list[Cut]]] | None = None,
     ) -> None:
         self.sources = dict(sorted(sources.items()))
         self.seed, self.length, self.eos = seed, sequence_length, eos
         self.packing, self.block, self.blocks = packing, shuffle_block, shuffle_blocks
         self.first = first
         self.begun = {name: (begun or {}).get(name, Begun()) for name in self.sources}
-        self._cuts: dict[int, list[list[Cut]]] = {}
+        self._cuts: dict[int, list[list[Cut]]] = {} if cuts is None else cuts
         self._cut = PACKINGS[packing]
         self.samples = {name: sum(map(len, self._units(name))) for name in self.sources}
 
@@ -195,6 +196,7 @@ class ReferenceRun:
 
     def __init__(self, asked: Asked, seed: int, *, eos: int = 0, pass_over: Sequence[tuple[int, int]] = ()) -> None:
         self.n, self.seed, self.eos, self.pass_over = 0, seed, eos, pass_over
+        self._cuts: dict[tuple[int, str], dict[int, list[list[Cut]]]] = {}  # Cutting is most of the work.
         self.order, self._asked = self._order(asked, {}), asked
 
     def change(self, asked: Asked) -> None:
@@ -244,6 +246,7 @@ class ReferenceRun:
             shuffle_blocks=asked.shuffle_blocks,
             first=self.n,
             begun=begun,
+            cuts=self._cuts.setdefault((asked.sequence_length, asked.packing), {}),
         )
 
 

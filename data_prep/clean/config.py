@@ -13,9 +13,9 @@ class LinesConfig:
 
     drop: list[str] = field(default_factory=list)
     """A line in which one of these regular expressions (RE2) is found is left out."""
-    trailing_spaces: bool = True
+    trailing_spaces: bool = False
     """Spaces and tabs at the end of lines are removed."""
-    blank_lines: int | None = 2
+    blank_lines: int | None = None
     """Of more empty lines than this in a row the others are removed; null: none."""
 
 
@@ -23,11 +23,11 @@ class LinesConfig:
 class CleanConfig:
     """Changes to texts that lose nothing a reader would miss. What HTML becomes is `read.html`."""
 
-    unicode: bool = True
+    unicode: bool = False
     """Text that was decoded by a wrong charset is repaired, and all is put in Unicode's normal form C."""
-    control: bool = True
+    control: bool = False
     """Control characters are removed, and lines end as Unix has it."""
-    invisible: bool = True
+    invisible: bool = False
     """With control, what has no width and no meaning is removed too: soft hyphens, zero-width spaces, byte order marks.
     Joiners stay, which Indic scripts and emoji need, and marks of direction."""
     lines: LinesConfig = field(default_factory=LinesConfig)

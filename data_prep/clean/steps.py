@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatrain.data_prep.clean.config import CleanConfig, LinesConfig
 from megatrain.data_prep.clean.control import ControlCharacters
 from megatrain.data_prep.clean.lines import Lines
-from megatrain.data_prep.documents import Step
+from megatrain.data_prep.step import Step
 from megatrain.errors import bad_value
 
 
@@ -23,6 +23,6 @@ def cleaning(config: CleanConfig) -> list[Step]:
         steps.append(UnicodeRepair())
     if config.control:
         steps.append(ControlCharacters(config.invisible))
-    if config.lines != LinesConfig(drop=[], trailing_spaces=False, blank_lines=None):
+    if config.lines != LinesConfig():
         steps.append(Lines(config.lines))
     return steps

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -75,9 +76,9 @@ def find_clusters(task: Join) -> None:
     count = read_plan(folder).starts[-1]
     summary = Summary(count)
     with (
-        _scratch(Path(folder) / "parents", count, np.int64) as parents,
-        _scratch(Path(folder) / "is_exact", count, np.bool_) as is_exact,
-        _scratch(Path(folder) / "others", count, np.uint32) as others,
+        _scratch(folder, "parents", count, np.int64) as parents,
+        _scratch(folder, "is_exact", count, np.bool_) as is_exact,
+        _scratch(folder, "others", count, np.uint32) as others,
     ):
         for start in range(0, count, AT_ONCE):
             parents[start : start + AT_ONCE] = np.arange(start, min(start + AT_ONCE, count))
@@ -153,15 +154,12 @@ def _histogram(others: npt.NDArray[np.uint32]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _scratch(path: Path, count: int, dtype: type[np.generic]) -> Iterator[npt.NDArray[Any]]:
-    """An array of zeros in a mapped file, which is gone afterwards."""
-    size = max(1, count) * np.dtype(dtype).itemsize
-    try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here; in a mapping it kills
-    except OSError as error:
-        raise GaveUp(f"{path}: can't be written: {error.strerror}") from error
-    try:
-        yield np.asarray(np.memmap(path, dtype, "r+"))[:count]
-    finally:
-        path.unlink()
+def _scratch(folder: str, name: str, count: int, dtype: type[np.generic]) -> Iterator[npt.NDArray[Any]]:
+    """An array of zeros in a mapped file of this process alone, which is gone afterwards."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", suffix=".partial") as file:
+        try:
+            # A full disk is an error here; in a mapping it kills.
+            os.posix_fallocate(file.fileno(), 0, max(1, count) * np.dtype(dtype).itemsize)
+        except OSError as error:
+            raise GaveUp(f"{file.name}: can't be written: {error.strerror}") from error
+        yield np.asarray(np.memmap(file.name, dtype, "r+"))[:count]

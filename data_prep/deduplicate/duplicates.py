@@ -16,6 +16,7 @@ from megatrain.data_prep.deduplicate.by_unit import ByUnit
 from megatrain.data_prep.deduplicate.clusters import RECORD, REMOVED, SUMMARY, Summary, find_clusters
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.exchange import Join, Run, find_pairs, key_ranges, make_plan
+from megatrain.errors import GaveUp
 
 
 class Duplicates:
@@ -24,7 +25,10 @@ class Duplicates:
     def __init__(self, folder: Path) -> None:
         """Raises GaveUp where the files aren't whole."""
         self.folder = folder
-        self.summary = Summary.from_json(json.loads((folder / SUMMARY).read_bytes()))
+        try:
+            self.summary = Summary.from_json(json.loads((folder / SUMMARY).read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GaveUp(f"{folder / SUMMARY}: can't be read: {error}") from None
         self._removed = ByUnit(folder / REMOVED, RECORD)
 
     def removed(self, unit: int) -> npt.NDArray[np.void]:

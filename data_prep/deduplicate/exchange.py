@@ -115,7 +115,10 @@ def find_pairs(task: KeyRange) -> None:
     plan = read_plan(task.folder)
     parts: list[tuple[UInt64, Int64, UInt64]] = []
     for unit, start in zip(plan.units, plan.starts, strict=False):
-        kind = read_keys(Path(unit)).kinds[task.kind]
+        kinds = read_keys(Path(unit)).kinds
+        if task.kind >= len(kinds):  # a unit of which no document is left
+            continue
+        kind = kinds[task.kind]
         own = within(kind.key, task.number, plan.ranges)
         parts.append((np.array(kind.key[own]), kind.row[own] + np.int64(start), np.array(kind.check[own])))
     keys, documents, checks = (np.concatenate(column) for column in zip(*parts, strict=True))

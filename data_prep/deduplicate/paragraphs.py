@@ -77,14 +77,16 @@ def line_keys(documents: Documents, config: DeduplicateConfig) -> LineKeys:
 def write_line_keys(result: AtomicFolder, batches: Sequence[LineKeys]) -> None:
     """Writes the keys of a unit's lines, all batches in order, as a file of its results.
 
-    Its format: LINEs by key and row, each once; then their digest, uint64.
+    Its format: all keys, uint64, ascending; the row of each, uint32; their digest, uint64. A key that a row has twice
+    is there once.
     """
     counts = np.concatenate([np.zeros(0, np.int64), *(batch.counts for batch in batches)])
-    lines = np.zeros(counts.sum(), LINE)
-    lines["key"] = np.concatenate([np.zeros(0, np.uint64), *(batch.key for batch in batches)])
-    lines["row"] = np.repeat(np.arange(len(counts)), counts)
-    lines = lines[np.argsort(lines["key"], kind="stable")]  # rows ascend already
-    data = lines[_changes(lines["key"]) | _changes(lines["row"])].tobytes()
+    keys = np.concatenate([np.zeros(0, np.uint64), *(batch.key for batch in batches)])
+    rows = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+    order = np.argsort(keys, kind="stable")  # rows ascend already
+    keys, rows = keys[order], rows[order]
+    is_new = _changes(keys) | _changes(rows)
+    data = keys[is_new].tobytes() + rows[is_new].tobytes()
     file = result.file(LINES)
     file.write(data)
     file.write(xxhash.xxh3_64_intdigest(data).to_bytes(8, "little"))
@@ -129,9 +131,9 @@ def find_paragraphs(
     digest = xxhash.xxh3_128(duplicates.folder.name.encode() if duplicates else b"")
     total = 0
     for unit in units:
-        lines, unit_digest = _read(unit)
+        keys, _, unit_digest = _read(unit)
         digest.update(unit_digest)
-        total += len(lines)
+        total += len(keys)
     ranges = max(1, -(-total * KEY_BYTES // config.memory_bytes))
     digest.update(ranges.to_bytes(8, "little"))
     planned = folder / digest.hexdigest()
@@ -179,8 +181,10 @@ def _kept_lines(plan: Plan, number: int) -> Iterator[Lines]:
     """The lines of a range in each unit, without those of documents that go."""
     duplicates = Duplicates(Path(plan.duplicates)) if plan.duplicates else None
     for unit, folder in enumerate(plan.units):
-        lines, _ = _read(Path(folder))
-        lines = np.array(lines[within(lines["key"], number, plan.ranges)])
+        keys, rows, _ = _read(Path(folder))
+        own = within(keys, number, plan.ranges)
+        lines = np.zeros(len(keys[own]), LINE)
+        lines["key"], lines["row"] = keys[own], rows[own]
         yield lines[~np.isin(lines["row"], duplicates.removed(unit)["row"])] if duplicates else lines
 
 
@@ -191,12 +195,15 @@ def _changes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     return changes
 
 
-def _read(folder: Path) -> tuple[Lines, bytes]:
-    """The LINEs of a unit, mapped, and their digest. Raises GaveUp where the file isn't whole."""
+def _read(folder: Path) -> tuple[UInt64, npt.NDArray[np.uint32], bytes]:
+    """The keys and rows of a unit, mapped, and their digest. Raises GaveUp where the file isn't whole."""
     path = folder / LINES
     try:
         data = np.memmap(path, np.uint8, "r")
-        return data[:-8].view(LINE), data[-8:].tobytes()
+        count, rest = divmod(len(data) - 8, LINE.itemsize)
+        if rest or count < 0:
+            raise ValueError("it isn't a whole file of line keys")
+        return data[: 8 * count].view("<u8"), data[8 * count : -8].view("<u4"), data[-8:].tobytes()
     except (OSError, ValueError) as error:
         raise GaveUp(f"{path}: can't be read: {error}") from None
 

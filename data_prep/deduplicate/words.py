@@ -109,9 +109,9 @@ def places(text: str) -> tuple[Int64, Int64]:
     found = [np.zeros((2, 0), np.int64)]
     for first in range(0, len(text), CHARACTERS_AT_ONCE):
         kind, begin = _begins(_points(text[first : first + CHARACTERS_AT_ONCE]))
-        joins = np.flatnonzero(kind == JOINS)  # a word ends after its last one before the next word begins
-        last = joins[np.searchsorted(joins, np.append(begin[1:], len(kind))) - 1] if len(joins) else begin
-        found.append(first + np.stack([begin, np.maximum(begin, last) + 1]))
+        inside = np.flatnonzero(kind != SEPARATES)
+        before = np.searchsorted(inside, [*begin[1:], len(kind)][: len(begin)])  # where the next word begins
+        found.append(first + np.stack([begin, inside[before - 1] + 1]))
     begins, ends = np.concatenate(found, 1)
     return begins, ends
 

@@ -7,8 +7,8 @@ from enum import Enum
 
 from megatrain.errors import bad_value
 
-LEAST_MEMORY = 256 * 1024 * 1024
-"""Bytes that a Python process with Arrow and a tokenizer needs before it has read anything."""
+LEAST_MEMORY = 128 * 1024 * 1024
+"""Bytes; Arrow and a tokenizer take most of them."""
 
 
 class Executor(Enum):
@@ -55,9 +55,10 @@ class ExecuteConfig:
     retries: int = 2
     """How often a task that failed, or whose process or machine was lost, is tried again."""
     worker_memory_bytes: int | None = None
-    """Memory that a worker may allocate (RLIMIT_DATA); a task that wants more fails. null: no limit."""
+    """Memory that a worker may allocate after its start (RLIMIT_DATA); a task that wants more fails. null: no limit."""
     ray_address: str | None = None
-    """HOST:PORT of a Ray cluster, or auto: the one this machine belongs to; null: one is started on this machine."""
+    """HOST:PORT of a Ray cluster, or auto: the one this machine belongs to; null: one is started on this machine.
+    The environment says what Ray is to be told besides, e.g. RAY_AUTH_MODE=token."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 

@@ -36,7 +36,7 @@ def each_on_ray(
     function: Callable[[Task], Result], tasks: Sequence[Task], config: ExecuteConfig
 ) -> Generator[tuple[int, Result | Failure], None, None]:
     """As megatrain.data_prep.execute.each, on the cluster at config.ray_address."""
-    ray = _connect(config)
+    ray = connect(config)
     from ray.exceptions import RayError
 
     remote = ray.remote(num_cpus=1, max_retries=0)(_attempt)
@@ -76,8 +76,8 @@ def _attempt(function: Callable[[Any], Any], task: object, memory_bytes: int | N
     return attempt(function, task)
 
 
-def _connect(config: ExecuteConfig) -> Any:
-    """Ray, connected. Raises InputError."""
+def connect(config: ExecuteConfig) -> Any:
+    """The module `ray`, connected; started first where no address is given. Raises InputError."""
     try:
         import aiohttp  # noqa: F401  (without it Ray's workers fail now and then)
         import ray
@@ -85,7 +85,6 @@ def _connect(config: ExecuteConfig) -> Any:
         raise InputError(f"executor=ray: {error}; pip install 'megatrain[ray]'") from None
     if ray.is_initialized():
         return ray
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask, and report to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the answer to a warning about GPUs
     init = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
     if config.ray_address is None:
@@ -97,7 +96,8 @@ def _connect(config: ExecuteConfig) -> Any:
         init(config.ray_address)
     except (OSError, RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise bad_value("ray_address", config.ray_address, f"Ray can't connect: {why}") from None
+        legal = f"Ray can't connect ({why}); a cluster that wants a token needs RAY_AUTH_MODE=token"
+        raise bad_value("ray_address", config.ray_address, legal) from None
     return ray
 
 

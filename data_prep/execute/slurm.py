@@ -1,9 +1,9 @@
 """Tasks as arrays of Slurm jobs, which bring their results back in files.
 
-    FOLDER/slurm/request.pickle    the function and all tasks
-    FOLDER/slurm/0/round.json      the tasks of the first array; 1/ those that it didn't do, and so on
-    FOLDER/slurm/0/00003.jsonl     what its fourth job has done (journal.py)
-    FOLDER/slurm/0/123_3.log       what it has printed
+    FOLDER/slurm/START/request.pickle    the function and all tasks
+    FOLDER/slurm/START/0/round.json      the tasks of the first array; 1/ has those that it didn't do, and so on
+    FOLDER/slurm/START/0/00003.jsonl     what its fourth job has done (journal.py)
+    FOLDER/slurm/START/0/123_3.log       what it has printed
 
 Design choices:
 - A job takes its share of the tasks, through a pool with the retries of the pool. What jobs left undone when all have
@@ -14,7 +14,7 @@ Design choices:
 - The process that submits waits: it reads the journals and asks squeue, at growing intervals. If it is killed its jobs
   go on; a later start with the same folder cancels them, waits until they have ended, and submits what is needed then.
 - submitit isn't used: it asks for a file a task and for accounting (sacct), and knows neither MaxArraySize nor shares.
-- Pickles are read only by who wrote them: a start empties the folder, and no one else may enter it.
+- Pickles are read only where they can't be anyone else's: START is made anew, for this user alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -55,11 +56,9 @@ def each_on_slurm(
     """As megatrain.data_prep.execute.each, by Slurm jobs."""
     if not tasks:
         return
-    folder = folder.resolve() / "slurm"
-    cluster = _Cluster(folder, config.slurm)
+    cluster = Cluster(folder, config.slurm)
     cluster.clear()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    folder = _new_folder(folder.resolve() / "slurm")
     workers = config.workers or config.slurm.cpus_per_task
     request = Request(function, tasks, workers, config.retries, config.worker_memory_bytes)
     _write(folder / REQUEST, pickle.dumps(request))
@@ -77,9 +76,16 @@ def each_on_slurm(
         raise
 
 
+def _new_folder(parent: Path) -> Path:
+    """A folder of this start alone; those of earlier ones are removed."""
+    shutil.rmtree(parent, ignore_errors=True)  # A shared file system may keep a file that was open, for a while.
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=parent))
+
+
 def _do(
-    array: Round, folder: Path, cluster: _Cluster, attempts: Attempts, workers: int
-) -> Iterator[tuple[int, Result | Failure]]:
+    array: Round, folder: Path, cluster: Cluster, attempts: Attempts, workers: int
+) -> Generator[tuple[int, Result | Failure], None, None]:
     """Submits jobs and waits for all; what they left undone waits in `attempts` again."""
     folder.mkdir()
     _write(folder / ROUND, json.dumps(asdict(array)).encode())
@@ -113,12 +119,12 @@ def _do(
                 yield task, failure
 
 
-class _Cluster:
+class Cluster:
     """The cluster of this machine, and the jobs there that belong to a folder."""
 
     def __init__(self, folder: Path, config: SlurmConfig) -> None:
         """Raises InputError if there is no cluster, or it doesn't take such jobs."""
-        self._name = f"megatrain-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+        self._name = f"megatrain-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}"
         given = {
             "partition": config.partition,
             "account": config.account,

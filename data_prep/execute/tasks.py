@@ -15,6 +15,8 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from megatrain.errors import MegatrainError
@@ -68,12 +70,14 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+@cache  # once a process, whatever it had allocated before
 def prepare_process(memory_bytes: int | None) -> None:
-    """What a process does before its first task. memory_bytes: what it may allocate."""
+    """What a process does before its first task. memory_bytes: what it may allocate on top of what it has."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker
     if memory_bytes is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, most))
+        resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + memory_bytes, most))
 
 
 def attempt(function: Callable[[Any], Any], task: object) -> bytes:

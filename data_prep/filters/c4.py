@@ -1,4 +1,4 @@
-"""C4's rules (Raffel et al. 2020, section 2.2): lines that are no prose are left out, and documents of too few sentences.
+"""C4's rules (Raffel et al. 2020, section 2.2): leaves out lines that are no prose, and documents of few sentences.
 
 Design choices:
 - The word list is a filter of its own (lists.py), as in the published code.
@@ -38,7 +38,7 @@ class C4:
 
     def __init__(self, config: C4Config) -> None:
         self.config = config
-        self.every_end = (*ENGLISH_ENDS, *sorted(terminal_punctuation()), *"”’」』）»")
+        self.every_end = (*ENGLISH_ENDS, *sorted(terminal_punctuation()), *"”’」』）»")  # noqa: RUF001
 
     def __call__(self, documents: Documents, notes: Notes) -> Documents:
         languages = languages_of(documents)
@@ -90,7 +90,7 @@ class C4:
         words = divide(flat, [languages[owner] for owner in rows.owners])
         spaced = np.array([language.spaced for language in languages], np.bool_)[rows.owners]
         kept = spaced | (words.rows.counts >= self.config.min_words_per_line)
-        left = [[] for _ in lines]
+        left: list[list[str]] = [[] for _ in lines]
         for line, owner, keep in zip(flat, rows.owners, kept, strict=True):
             if keep:
                 left[owner].append(line)

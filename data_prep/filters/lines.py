@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -44,7 +43,7 @@ class Lines:
     @cached_property
     def blank(self) -> Bools:
         """Which have nothing but whitespace."""
-        return np.asarray(pc.binary_length(self._trimmed)) == 0
+        return np.asarray(pc.equal(pc.binary_length(self._trimmed), 0))
 
     @cached_property
     def terminal(self) -> Bools:
@@ -55,12 +54,12 @@ class Lines:
     @cached_property
     def bullets(self) -> Bools:
         """Which begin with a bullet, whitespace aside."""
-        return _any([np.asarray(pc.starts_with(self._trimmed, each)) for each in BULLETS])
+        return np.asarray(pc.or_(*(pc.starts_with(self._trimmed, each) for each in BULLETS)))
 
     @cached_property
     def ellipses(self) -> Bools:
         """Which end in an ellipsis, whitespace aside."""
-        return _any([np.asarray(pc.ends_with(self._trimmed, each)) for each in ELLIPSES])
+        return np.asarray(pc.or_(*(pc.ends_with(self._trimmed, each) for each in ELLIPSES)))
 
     @cached_property
     def _trimmed(self) -> pa.LargeStringArray:
@@ -87,7 +86,3 @@ def paragraphs_of(documents: Documents) -> Lines:
 
 def _split(lists: pa.ListArray) -> Lines:
     return Lines(lists.flatten(), Rows.of_counts(np.asarray(pc.list_value_length(lists))))
-
-
-def _any(masks: list[npt.NDArray[np.bool_]]) -> Bools:
-    return np.logical_or.reduce(masks)

@@ -3,14 +3,14 @@
 Design choices:
 - Published lists have millions of domains. They are kept as sorted 64-bit hashes, 8 bytes each; with 10^7 of them one
   domain in 10^12 is taken for one that it isn't.
-- A domain on the list stands for all below it: the host's endings are looked up, so no list of public suffixes is needed.
+- A domain on the list stands for all below it: each ending of the host is looked up.
 - Words are looked up among those of a text; phrases, and words of languages written without spaces, in the text itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -85,6 +85,22 @@ class UrlList:
         return None, None
 
 
+class Phrases:
+    """Words and phrases to look for in texts. All in lower case."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self.entries = entries
+        self.words = {entry for entry in entries if WORD.fullmatch(entry)}
+        self.longer = [entry for entry in entries if entry not in self.words]
+
+    def find(self, text: str, spaced: bool) -> str | None:
+        """One that is in the text. spaced: only as whole words."""
+        if not spaced:
+            return next((entry for entry in self.entries if entry in text), None)
+        words = self.words.intersection(WORD.findall(text))
+        return min(words) if words else next((entry for entry in self.longer if _whole(entry, text)), None)
+
+
 class WordList:
     """A step; see WordListConfig. InputError: a file can't be read."""
 
@@ -92,36 +108,25 @@ class WordList:
 
     def __init__(self, config: WordListConfig) -> None:
         self.phrases = {
-            language: read_list(path, f"filters.word_list.words.{language}") for language, path in config.words.items()
-        }
-        self.words = {
-            language: {phrase for phrase in phrases if WORD.fullmatch(phrase)}
-            for language, phrases in self.phrases.items()
+            language: Phrases(read_list(path, f"filters.word_list.words.{language}"))
+            for language, path in config.words.items()
         }
 
     def __call__(self, documents: Documents, notes: Notes) -> Documents:
         codes = documents.column("language")
         found = [self._find(text.lower(), code) for text, code in zip(documents.texts, codes, strict=True)]
-        return notes.drop(self.name, documents, [None if word is None else "words" for word in found], found)
+        return notes.drop(self.name, documents, [None if entry is None else "words" for entry in found], found)
 
     def _find(self, text: str, code: str | None) -> str | None:
-        """A word or phrase of the lists that is in the text; the one that is first in its list."""
-        spaced = find(code).spaced
-        words = set(WORD.findall(text)) if spaced else frozenset()
-        for language in (code, EVERY_LANGUAGE):
-            single = self.words.get(language or "", set())
-            hits = single & words
-            for phrase in self.phrases.get(language or "", ()):
-                if phrase in hits or (
-                    phrase in text and (not spaced or (phrase not in single and _whole(phrase, text)))
-                ):
-                    return phrase
-        return None
+        """An entry of the lists for the language, or for all, that is in the text."""
+        lists = [self.phrases[language] for language in (code, EVERY_LANGUAGE) if language in self.phrases]
+        found = (phrases.find(text, find(code).spaced) for phrases in lists)
+        return next((entry for entry in found if entry is not None), None)
 
 
-def _whole(phrase: str, text: str) -> bool:
-    """Whether a phrase is in the text with no word going on at its ends."""
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
+def _whole(entry: str, text: str) -> bool:
+    """Whether an entry is in the text with no word going on at its ends."""
+    return entry in text and re.search(rf"(?<!\w){re.escape(entry)}(?!\w)", text) is not None
 
 
 def _domains(url: str) -> list[str]:

@@ -1,8 +1,8 @@
 """How much of a document its most frequent n-gram is, and how much repeats n-grams that were there before.
 
 Design choices:
-- An n-gram is a 64-bit hash of its words' hashes, made for all n-grams of a batch by one multiplication and one addition
-  from those a word shorter.
+- An n-gram is a 64-bit hash of its words' hashes, made for all n-grams of a batch from those a word shorter, by one
+  multiplication and one addition.
 - Counting goes document by document through a small hash table, in a loop that numba compiles: which repeats count
   depends on those found before, so it is no matter of whole arrays. The compiled loops are kept on disk where numba
   finds a place it may write to.
@@ -25,8 +25,8 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def ngrams(words: Words, longest: int) -> Iterator[Hashes]:
-    """The hashes of n-grams for n = 1 to `longest`: uint64[words], by their first word. The last n-1 words of a document
-    begin none: theirs reach into the next document."""
+    """The hashes of n-grams for n = 1 to `longest`: uint64[words], by their first word. Those at a document's last
+    n-1 words are of no use: they reach into the next."""
     hashes = words.hashes
     grams = hashes.copy()
     yield grams

@@ -18,15 +18,15 @@ class Rules:
         self.values: list[object] = [None] * len(documents)
 
     def at_least(self, key: str, values: Array, least: float | Array) -> None:
-        """Documents whose value is below are dropped. values: [documents]; least: one, or [documents]; key: its name."""
+        """Drops documents whose value is below. values: [documents]; least: one, or [documents]; key: its name."""
         self.drop(key, values < least, values)
 
     def at_most(self, key: str, values: Array, most: float | Array) -> None:
-        """Documents whose value is above are dropped."""
+        """Drops documents whose value is above."""
         self.drop(key, values > most, values)
 
     def drop(self, key: str, broken: Bools, values: Array) -> None:
-        """Documents that break a rule, and the value that shows it."""
+        """Drops documents that break a rule. values: what shows it."""
         for row in np.flatnonzero(broken):
             if self.reasons[row] is None:
                 self.reasons[row], self.values[row] = key, values[row].item()

@@ -19,7 +19,7 @@ from typing import Protocol
 from megatrain.errors import InputError
 
 SCRIPTS = {
-    "japanese": "[一-鿿㐀-䶿々〆]+|[ぁ-ゟ]+|[゠-ヿㇰ-ㇿｦ-ﾟ]+",
+    "japanese": "[一-鿿㐀-䶿々〆]+|[ぁ-ゟ]+|[゠-ヿㇰ-ㇿｦ-ﾟ]+",  # noqa: RUF001
     "tibetan": "[ༀ-࿿]+?(?:་+|$|(?=[^ༀ-࿿]))",
     "pieces": "[฀-๿]{1,SIZE}|[຀-໿]{1,SIZE}|[ក-៿]{1,SIZE}|[က-႟]{1,SIZE}",
 }
@@ -44,12 +44,25 @@ class SpacyRules:
         import spacy
 
         self.pipeline = spacy.blank(language)
+        # Only the words are asked for, not their shape or whether they are URLs.
+        self.pipeline.vocab.lex_attr_getters = {}
+        tokenizer = self.pipeline.tokenizer
+        if tokenizer.suffix_search is not None:
+            tokenizer.suffix_search = _near_end(tokenizer.suffix_search)
+        self.special = tokenizer.rules
 
     def __call__(self, text: str) -> list[str]:
+        if text.isalpha() and text not in self.special:  # No rule divides between letters.
+            return [text]
         return [token.text for token in self.pipeline.tokenizer(text)]
 
     def session(self) -> AbstractContextManager[object]:
         return self.pipeline.memory_zone()
+
+
+def _near_end(search: Callable[..., object]) -> Callable[[str], object]:
+    """A search for a suffix that doesn't try every place of the text: but for dots in a row, none is longer than 24."""
+    return lambda text: search(text, 0 if text.endswith("..") else max(0, len(text) - 24))
 
 
 class Function:

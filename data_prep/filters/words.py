@@ -1,11 +1,12 @@
 """The words of documents, as integers.
 
 Design choices:
-- Text is cut at whitespace; what stands between (a piece) is looked up in a dictionary that the segmenter fills. Most of
-  a text are pieces seen before, so the segmenter, by far the dearest part, sees a few in a hundred.
-- What filters ask of a word (its length, whether it has a letter) is found out once for each different word. A batch is
-  an array of word ids; statistics of its documents are sums over rows of arrays.
-- The dictionary is of this process, bounded, and started anew when full. It changes how fast words are found, not which.
+- Text is cut at whitespace; what stands between (a piece) is looked up in a dictionary that the segmenter fills. Most
+  pieces of a text were seen before, so the segmenter, by far the dearest part, sees few.
+- What filters ask of a word (its length, whether it has a letter) is found out once for each different word. A batch
+  is an array of word ids; statistics of its documents are sums over rows of arrays.
+- The dictionary is of this process, bounded, and started anew when full. It changes how fast words are found, never
+  which.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def symbols() -> frozenset[str]:
     """What doesn't make a word: the punctuation that CCNet removes (Wenzek et al. 2020), control characters, and what
     ends a sentence."""
     controls = map(chr, (*range(32), *range(127, 160)))
-    others = "«´»–—’“”„…∶━►、。〈〉《》「」【】！％（），．：；？～"
+    others = "«´»–—’“”„…∶━►、。〈〉《》「」【】！％（），．：；？～"  # noqa: RUF001
     return frozenset((*string.punctuation, *others, *controls)) | terminal_punctuation()
 
 
@@ -96,7 +97,7 @@ class Pieces(dict[str, int]):
 
     def __missing__(self, piece: str) -> int:
         cut = [piece[at : at + LONGEST_PIECE] for at in range(0, len(piece), LONGEST_PIECE)]
-        number = self[piece] = self.vocabulary.add_piece(word for part in cut for word in self.segment(part))
+        number = self[piece] = self.vocabulary.add_piece([word for part in cut for word in self.segment(part)])
         self.vocabulary.characters += len(piece)
         return number
 
@@ -129,7 +130,8 @@ class Words:
 
     def have(self, bit: int) -> Bools:
         """Which words have the bit; bool[words]."""
-        return ((np.array(self.vocabulary.bits) & bit) != 0)[self.ids]
+        having: Bools = (np.array(self.vocabulary.bits) & bit) != 0
+        return having[self.ids]
 
     def stop_words(self, languages: Sequence[Language]) -> Int64:
         """How many different stop words of its language each text has. languages: of each text."""
@@ -193,7 +195,8 @@ def _vocabulary() -> Vocabulary:
 
 
 def _bits(word: str) -> int:
-    letter = any(map(str.isalpha, word))
+    if any(map(str.isalpha, word)):
+        return LETTER
     symbol = symbols().issuperset(word)
     punctuation = all(unicodedata.category(character)[0] == "P" for character in word)
-    return LETTER * letter | SYMBOL * symbol | PUNCTUATION * punctuation | TERMINAL * (word in terminal_punctuation())
+    return SYMBOL * symbol | PUNCTUATION * punctuation | TERMINAL * (word in terminal_punctuation())

@@ -95,12 +95,12 @@ def find_files(pattern: str) -> tuple[Files, Counter[str]]:
 
 
 def _on_disk(pattern: str) -> tuple[Files, Counter[str]]:
-    path = Path(pattern)
+    path = Path(pattern).absolute()
     if pattern and path.exists():
         folder, matches = (path if path.is_dir() else path.parent), [path]
     else:
         below = _fixed(pattern)
-        folder = Path(pattern[:below])
+        folder = Path(pattern[:below]).absolute()
         try:
             matches = list(folder.glob(pattern[below:])) if pattern[below:] else []
         except ValueError as error:

@@ -26,8 +26,7 @@ from megatrain.data_prep.files import AtomicFolder, said
 from megatrain.data_prep.screening.config import DecontaminateConfig
 from megatrain.errors import GaveUp, InputError, bad_value
 
-GRAM = np.dtype([("hash", "<u8"), ("text", "<u4")])
-GRAMS, TABLE, NAMES = "grams", "table", "names.json"
+HASHES, TEXTS, TABLE, NAMES = "hashes", "texts", "table", "names.json"
 LEAST_BITS, MOST_BITS = 16, 26
 """Of a hash, by which the table is looked up."""
 PLACES_A_GRAM = 8
@@ -47,25 +46,25 @@ def build_index(config: DecontaminateConfig, folder: Path) -> Path:
     if path.exists():
         return path
     names: list[str] = []
-    grams: list[npt.NDArray[np.void]] = []
+    grams: list[UInt64] = []
     lengths: set[int] = set()
     for name in config.files:
         before = len(grams)
         for place, text in _texts(name, config.keys):
             found, length = _grams(text, config)
             if length:
-                grams.append(np.zeros(len(found), GRAM))
-                grams[-1]["hash"], grams[-1]["text"] = found, len(names)
+                grams.append(found)
                 names.append(f"{name}:{place}")
                 lengths.add(length)
         if len(grams) == before:
             raise bad_value("decontaminate.files", name, f"holds no text of {config.min_words} words or more")
-    every = np.concatenate(grams)
-    every = every[np.unique(every["hash"], return_index=True)[1]]
-    table = np.zeros(1 << int(np.clip(np.ceil(np.log2(PLACES_A_GRAM * len(every))), LEAST_BITS, MOST_BITS)), np.bool_)
-    table[_first_bits(every["hash"], len(table))] = True
+    hashes, first = np.unique(np.concatenate(grams), return_index=True)
+    texts = np.repeat(np.arange(len(grams), dtype=np.uint32), [len(found) for found in grams])[first]
+    table = np.zeros(1 << int(np.clip(np.ceil(np.log2(PLACES_A_GRAM * len(hashes))), LEAST_BITS, MOST_BITS)), np.bool_)
+    table[_first_bits(hashes, len(table))] = True
     with AtomicFolder(path) as result:
-        result.file(GRAMS).write(every.tobytes())
+        result.file(HASHES).write(hashes.tobytes())
+        result.file(TEXTS).write(texts.tobytes())
         result.file(TABLE).write(table.tobytes())
         result.file(NAMES).write(json.dumps(names).encode())
         result.commit(path.name, {"lengths": sorted(lengths)})
@@ -79,7 +78,8 @@ class Index:
         """Raises GaveUp where it isn't whole."""
         try:
             self.lengths: list[int] = said(path)["lengths"]
-            self._grams = np.memmap(path / GRAMS, GRAM, "r")
+            self._hashes = np.memmap(path / HASHES, np.uint64, "r")
+            self._texts = np.memmap(path / TEXTS, np.uint32, "r")
             self._table = np.memmap(path / TABLE, np.bool_, "r")
         except (OSError, ValueError, KeyError) as error:
             raise GaveUp(f"{path}: can't be read: {error}") from None
@@ -95,9 +95,9 @@ class Index:
         """Which of the n-grams of a length are in the index, and a text of each that is."""
         hashes = _with_length(grams, length)
         maybe = np.flatnonzero(self._table[_first_bits(hashes, len(self._table))])
-        at = np.minimum(np.searchsorted(self._grams["hash"], hashes[maybe]), len(self._grams) - 1)
-        is_there: Bools = self._grams["hash"][at] == hashes[maybe]
-        return maybe[is_there], np.array(self._grams["text"][at[is_there]])
+        at = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
+        is_there: Bools = self._hashes[at] == hashes[maybe]
+        return maybe[is_there], np.array(self._texts[at[is_there]])
 
 
 def _grams(text: str, config: DecontaminateConfig) -> tuple[UInt64, int]:

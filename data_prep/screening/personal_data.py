@@ -25,8 +25,9 @@ from megatrain.data_prep.screening.config import Found, PersonalDataConfig
 
 Spans = Iterator[tuple[int, int]]
 
-LOCAL = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.!#$%&'*+/=?^_`{|}~-"
-"""What may stand before the @ (RFC 5322, atom and dot)."""
+NEVER_FIRST = ".!#$%'*+^_`{|}~-"
+LOCAL = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789" + NEVER_FIRST
+"""What may stand before the @: RFC 5322's atom and dot, but for &, /, = and ?, which are rather parts of a URL."""
 LONGEST_LOCAL = 64
 """Characters (RFC 5321)."""
 DOMAIN = re.compile(r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,61}[A-Za-z0-9]")
@@ -36,7 +37,7 @@ PHONES = re.compile(
     r"""(?<![\w.+/-]) (?:
         \+ [1-9][0-9]{0,2} [ .-]? (?:\([0-9]{1,4}\)[ .-]?)? [0-9]{1,5} (?:[ .-]?[0-9]{2,5}){1,4}     # international
       | (?:1[ .-])? (?:\([2-9][0-9]{2}\)[ ]?|[2-9][0-9]{2}[.-]) [2-9][0-9]{2}[ .-][0-9]{4}             # North America
-      | 0[1-9] (?:([ .])[0-9]{2}) (?:\1[0-9]{2}){3}                                                  # France
+      | (?<!\b[0-9A-Fa-f]{2}[ .])0[1-9] ([ .])[0-9]{2} (?:\1[0-9]{2}){3} (?!\1[0-9A-Fa-f]{2}\b)     # France
       | 0(?:20[ ][378][0-9]{3}[ ][0-9]{4}|7[0-9]{3}[ ][0-9]{6}|1[0-9]{3}[ ][0-9]{6})                 # Britain
       | 1[3-9][0-9]([ -])[0-9]{4}\2[0-9]{4}                                                          # China, mobile
     ) (?![\w/-]|\.[0-9])""",
@@ -63,16 +64,17 @@ class Kind:
 
 def emails(text: str) -> Spans:
     """Where the addresses are."""
-    at = text.find("@")
-    end = 0
+    at, end = text.find("@"), 0
     while at >= 0:
-        before = text[max(end, at - LONGEST_LOCAL) : at]
-        local = before[len(before.rstrip(LOCAL)) :].lstrip("!#$%&'*+/=?^_`{|}~-.")
-        domain = DOMAIN.match(text, at)
-        if local and not local.endswith(".") and domain:
+        before = text[max(end, at - LONGEST_LOCAL - 1) : at]
+        local = before[len(before.rstrip(LOCAL)) :].lstrip(NEVER_FIRST)
+        start, domain = at - len(local), DOMAIN.match(text, at)
+        end = at + 1
+        if domain and 0 < len(local) <= LONGEST_LOCAL and not local.endswith("."):
             end = domain.end()
-            yield at - len(local), end
-        at = text.find("@", at + 1)
+            if not _is_cased(text[start - 1 : start]) and not _is_cased(text[end : end + 1]):
+                yield start, end
+        at = text.find("@", end)
 
 
 def ipv4(text: str) -> Spans:
@@ -145,6 +147,11 @@ def _replaced(text: str, kind: Kind) -> tuple[str, int]:
         end = stop
         count += 1
     return "".join([*parts, text[end:]]), count
+
+
+def _is_cased(character: str) -> bool:
+    """Whether it is a letter of an alphabet, and so a part of the same word as one beside it."""
+    return character.lower() != character.upper()
 
 
 def _is_public(address: str) -> bool:

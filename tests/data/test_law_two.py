@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,7 +198,8 @@ def asked(reference: ReferenceOrder, size: int, phases: Sequence[PhaseConfig], w
     return Asked(sources, length, size, reference.packing, reference.block, reference.blocks)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=20, deadline=None)
 @given(drawn=changes(), size=st.integers(1, 17), parts=PARTS)
 def test_digests_are_the_same_over_segments(
     drawn: tuple[Case, list[PhaseConfig], list[list[int]], str | None], size: int, parts: list[Part]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +35,13 @@ def test_a_unit_with_other_ids_is_encoded_by_tokenizers(tmp_path: Path, monkeypa
     used: list[str] = []
     make, encode = Encoder.__init__, Encoder.encode_batch
 
-    def note_backend(self: Encoder, vocabulary: object, backend: str) -> None:
-        make(self, vocabulary, backend)  # type: ignore[arg-type]
+    def note_backend(self: Encoder, vocabulary: Any, backend: str) -> None:
+        make(self, vocabulary, backend)
         monkeypatch.setattr(self, "backend", backend, raising=False)
 
     def note_use(self: Encoder, *arguments: object) -> object:
         used.append(self.backend)  # type: ignore[attr-defined]
-        return encode(self, *arguments)  # type: ignore[arg-type]
+        return encode(self, *arguments)
 
     monkeypatch.setattr(Encoder, "__init__", note_backend)
     monkeypatch.setattr(Encoder, "encode_batch", note_use)

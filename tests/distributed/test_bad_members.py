@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatrain.data.format import open_set
+from megatrain.errors import DONE
 from megatrain.observe.records import read
 from tests.data.sets import flip_a_bit
 from tests.distributed.command import train, write_small_set
@@ -19,6 +20,6 @@ def test_a_bad_member_is_one_event(tmp_path: Path) -> None:
     flip_a_bit(shards, 1, 0)
     skip = ("precision=fp32", "engine.zero_stage=1", "data.bad_member=skip")
     with train(tmp_path / "set", tmp_path / "run", *skip) as command:
-        command.succeed(250)
+        assert command.wait(250).code == DONE
     bad = [event["reason"] for event in read(tmp_path / "run/events.jsonl") if event["event"] == "bad_member"]
     assert bad == [f"{shards.path(1)}: member 000000 was altered since it was written (xxh3-128 differs)"]

@@ -27,7 +27,7 @@ class Cluster:
 
     def __call__(self, verb: str, *arguments: str) -> str:
         """What a verb of the testbed prints; `slurm_testbed help` lists them."""
-        command, environment = [TESTBED, verb, *arguments], {**os.environ, **self._environment}
+        command, environment = [str(TESTBED), verb, *arguments], {**os.environ, **self._environment}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if "apt-get failed" in ended.stderr:
             pytest.skip("slurm-wlm isn't installed and can't be")

@@ -61,7 +61,7 @@ def test_more_jobs_than_an_array_may_have_and_what_fails_is_named(tmp_path: Path
     assert lost.reason.endswith(".log)")
     assert lost.attempts == 2
     assert [len(attempts(tmp_path, number)) for number in (2, 3, 4)] == [2, 2, 2]
-    arrays = {path.stem.split("_")[0] for path in (tmp_path / "slurm" / "0").glob("*.log")}
+    arrays = {path.stem.split("_")[0] for path in (tmp_path / "slurm").glob("*/0/*.log")}
     assert len(arrays) == 2
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig, ParagraphsConfig
 from megatrain.data_prep.deduplicate.duplicates import find_duplicates
 from megatrain.data_prep.deduplicate.keys import document_keys, write_keys
-from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs, line_keys, write_line_keys
+from megatrain.data_prep.deduplicate.paragraphs import LINES, find_paragraphs, line_keys, write_line_keys
 from megatrain.data_prep.deduplicate.steps import RemovedDocuments, RepeatedLines
-from megatrain.data_prep.documents import Step
 from megatrain.data_prep.files import AtomicFolder
 from megatrain.data_prep.notes import Notes
+from megatrain.data_prep.step import Step
+from megatrain.errors import GaveUp
 from tests.data_prep.deduplicate.common import documents, fast_folder, run_shuffled
 
 Unit = Sequence[str]
@@ -76,6 +78,23 @@ def test_lines_stay_where_they_are_first(units: list[list[str]], memory_bytes: i
     with fast_folder() as folder:
         kept, _ = deduplicated(folder, units, config_of(left=left, memory_bytes=memory_bytes))
         assert kept == naive(units, 3, left)
+
+
+@pytest.mark.parametrize("size", [0, 7, 16])
+def test_a_file_that_is_not_whole_is_named(tmp_path: Path, size: int) -> None:
+    (tmp_path / LINES).write_bytes(bytes(size))
+    with pytest.raises(GaveUp, match=f"^{tmp_path / LINES}: can't be read: "):
+        find_paragraphs([tmp_path], tmp_path, config_of(), run_shuffled, None)
+
+
+def test_documents_need_not_be_compared(tmp_path: Path) -> None:
+    config = config_of()
+    with AtomicFolder(tmp_path / "unit") as result:
+        write_line_keys(result, [line_keys(documents(["a line", "a line"]), config)])
+        result.commit("", {})
+    repeated = find_paragraphs([tmp_path / "unit"], tmp_path, config, run_shuffled, None)
+    kept = RepeatedLines(repeated, None, 0, config)(documents(["a line", "a line"]), Notes())
+    assert kept.texts == ["a line"]
 
 
 def test_what_happened_is_noted(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.data_prep.execute import ExecuteConfig, Executor, each
+from megatrain.data_prep.execute import ExecuteConfig, Executor, each, ready
 from megatrain.data_prep.execute.config import SlurmConfig, check
 from megatrain.errors import InputError
 
@@ -15,7 +15,7 @@ from megatrain.errors import InputError
     [
         (ExecuteConfig(workers=0), "workers=0: at least 1"),
         (ExecuteConfig(retries=-1), "retries=-1: at least 0"),
-        (ExecuteConfig(worker_memory_bytes=1), "worker_memory_bytes=1: at least 268435456"),
+        (ExecuteConfig(worker_memory_bytes=1), "worker_memory_bytes=1: at least 134217728"),
         (ExecuteConfig(slurm=SlurmConfig(tasks=0)), "slurm.tasks=0: at least 1"),
         (ExecuteConfig(slurm=SlurmConfig(cpus_per_task=0)), "slurm.cpus_per_task=0: at least 1"),
         (ExecuteConfig(ray_address="auto"), "ray_address=auto: needs executor=ray"),
@@ -27,23 +27,26 @@ def test_values_are_checked(config: ExecuteConfig, message: str) -> None:
     assert str(refused.value) == message
 
 
-def first(config: ExecuteConfig, folder: Path) -> str:
-    """The error of starting to work."""
+def refused_by_both(config: ExecuteConfig, folder: Path) -> str:
+    """The error of `ready`, which is that of starting to work too."""
     with pytest.raises(InputError) as refused:
+        ready(config, folder)
+    with pytest.raises(InputError) as later:
         next(each(abs, [-1], config, folder))
+    assert str(refused.value) == str(later.value)
     return str(refused.value)
 
 
 def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     message = "executor=slurm: sbatch isn't there; start it on a machine of a Slurm cluster"
-    assert first(ExecuteConfig(executor=Executor.slurm), tmp_path) == message
+    assert refused_by_both(ExecuteConfig(executor=Executor.slurm), tmp_path) == message
 
 
 def test_no_ray_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     message = "executor=ray: import of aiohttp halted; None in sys.modules; pip install 'megatrain[ray]'"
-    assert first(ExecuteConfig(executor=Executor.ray), tmp_path) == message
+    assert refused_by_both(ExecuteConfig(executor=Executor.ray), tmp_path) == message
 
 
 @pytest.mark.parametrize(
@@ -56,4 +59,4 @@ def test_no_ray_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_ray_there(address: str, why: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     message = f"ray_address={address}: {why}"
-    assert first(ExecuteConfig(executor=Executor.ray, ray_address=address), tmp_path) == message
+    assert refused_by_both(ExecuteConfig(executor=Executor.ray, ray_address=address), tmp_path) == message

@@ -81,7 +81,7 @@ def test_giving_up_ends_all_at_once(tmp_path: Path) -> None:
 
 def test_memory_is_bounded_where_asked(tmp_path: Path) -> None:
     tasks = [Task(0, str(tmp_path), "allocate"), Task(1, str(tmp_path))]
-    config = ExecuteConfig(workers=1, retries=0, worker_memory_bytes=512 << 20)
+    config = ExecuteConfig(workers=1, retries=0, worker_memory_bytes=256 << 20)
     found = dict(each(do, tasks, config, tmp_path))
     assert found[1] == 1
     assert isinstance(found[0], Failure)

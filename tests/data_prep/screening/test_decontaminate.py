@@ -83,12 +83,12 @@ def test_a_large_index_finds_all_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_index_is_made_once(config: DecontaminateConfig, tmp_path: Path) -> None:
     path = build_index(config, tmp_path)
-    made = (path / "grams").stat().st_mtime_ns
+    made = (path / "hashes").stat().st_mtime_ns
     assert build_index(config, tmp_path) == path
-    assert (path / "grams").stat().st_mtime_ns == made
+    assert (path / "hashes").stat().st_mtime_ns == made
     config.ngram = 10
     assert build_index(config, tmp_path) != path
-    (path / "grams").write_bytes(b"123")
+    (path / "hashes").write_bytes(b"123")
     with pytest.raises(GaveUp, match="can't be read"):
         Index(path)
 
