@@ -21,6 +21,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,7 +34,7 @@ from megatrain.data_prep.counts import Counts
 from megatrain.data_prep.deduplicate.duplicates import find_duplicates
 from megatrain.data_prep.deduplicate.examples import shown
 from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
-from megatrain.data_prep.execute import Failure, each
+from megatrain.data_prep.execute import Failure, each, ready
 from megatrain.data_prep.files import said
 from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.output import check_output, claimed, is_finished, set_before
@@ -89,7 +90,8 @@ def run(config: PrepConfig) -> int:
     """
     started = time.monotonic()
     check(config)
-    output = Path(config.output)
+    output = Path(config.output).absolute()  # wherever a task runs
+    config = replace(config, output=str(output))
     check_output(output, config.append)
     preparation = _Preparation(config)
     report = preparation.report
@@ -113,7 +115,7 @@ class _Preparation:
     """One run: what it is asked for, and what it says. Nothing is written before `make_set`."""
 
     def __init__(self, config: PrepConfig) -> None:
-        """Raises InputError where the input or the tokenizer can't be had."""
+        """Raises InputError where the input, the tokenizer or the executor can't be had."""
         self.config = config
         self.output, self.work = Path(config.output), Path(config.output) / WORK
         self.console = Console()
@@ -124,6 +126,7 @@ class _Preparation:
         self._lineage = new_lineage(without_places(config), files, read_lineage(before))
         if is_finished(self.output) and not config.append and read_lineage(self.output) != self._lineage:
             raise bad_value("output", self.output, "already holds a finished set; give another folder, or append=true")
+        ready(config, self.work)
         if config.tokenizer.train:
             self.console.print(f"training a tokenizer of {config.tokenizer.vocab_size:,} ids", highlight=False)
         self._vocabulary: Vocabulary = vocabulary(config, self.inputs)
@@ -187,8 +190,11 @@ class _Preparation:
     def _each(self, what: str, function: Callable[[Named], Done], tasks: Sequence[Named]) -> None:
         """function(task) for all of them. Raises GaveUp, naming them, where some failed for good."""
         failed = {}
-        with Meter(self.console, what, sum(task.size for task in tasks)) as meter:
-            for number, result in each(function, tasks, self.config, self.work):
+        with (
+            Meter(self.console, what, sum(task.size for task in tasks)) as meter,
+            contextlib.closing(each(function, tasks, self.config, self.work)) as ended,
+        ):
+            for number, result in ended:
                 if isinstance(result, Failure):
                     failed[tasks[number].name] = result.reason
                 else:
@@ -204,10 +210,11 @@ class _Preparation:
     def _run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
         """function(task) of each, in order: work between units, all of which has to be done."""
         results: dict[int, Any] = {}
-        for number, result in each(function, tasks, self.config, self.work):
-            if isinstance(result, Failure):
-                raise GaveUp(f"comparing documents: {tasks[number]} failed: {result.reason}")
-            results[number] = result
+        with contextlib.closing(each(function, tasks, self.config, self.work)) as ended:
+            for number, result in ended:
+                if isinstance(result, Failure):
+                    raise GaveUp(f"comparing documents: {tasks[number]} failed: {result.reason}")
+                results[number] = result
         return [results[number] for number in range(len(tasks))]
 
 

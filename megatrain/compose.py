@@ -26,6 +26,7 @@ CONF = Path(__file__).parent / "conf"
 
 SCHEMAS = {
     "prep": "megatrain.data_prep.config:PrepConfig",
+    "merge": "megatrain.data_prep.merge_config:MergeConfig",
     "train": "megatrain.config:TrainConfig",
     "eval": "megatrain.command_config:EvalConfig",
     "generate": "megatrain.command_config:GenerateConfig",

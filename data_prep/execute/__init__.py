@@ -8,7 +8,7 @@ Design choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +36,7 @@ def ready(config: ExecuteConfig, folder: Path) -> None:
 
 def each(
     function: Callable[[Task], Result], tasks: Sequence[Task], config: ExecuteConfig, folder: Path
-) -> Iterator[tuple[int, Result | Failure]]:
+) -> Generator[tuple[int, Result | Failure], None, None]:
     """function(task) of each task: its number and its result or Failure, in the order in which they end.
 
     function, tasks and results pickle, `function` is found by its name on all machines, and paths are absolute. folder:

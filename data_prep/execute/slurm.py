@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -85,7 +85,7 @@ def _new_folder(parent: Path) -> Path:
 
 def _do(
     array: Round, folder: Path, cluster: Cluster, attempts: Attempts, workers: int
-) -> Iterator[tuple[int, Result | Failure]]:
+) -> Generator[tuple[int, Result | Failure], None, None]:
     """Submits jobs and waits for all; what they left undone waits in `attempts` again."""
     folder.mkdir()
     _write(folder / ROUND, json.dumps(asdict(array)).encode())

@@ -26,7 +26,7 @@ from megatrain.data_prep.read.records import BrokenFileError, Found, Problem
 from megatrain.data_prep.read.streams import BUFFER, EXPANSION_FREE, bomb, most_bytes
 
 ROWS = 16
-"""Rows of Parquet decoded at once: in the worst case each is as long as the longest of them."""
+"""Rows of Parquet, and of dictionaries, decoded at once: in the worst case each is as long as the longest of them."""
 GATHERED_BYTES = 1 << 20
 """What is worked on at once, about."""
 ARROW_FILE = b"ARROW1"
@@ -39,7 +39,8 @@ def open_batches(piece: Piece, config: ReadConfig) -> Iterator[pa.RecordBatch]:
     most = most_bytes(piece, config)
     waiting: list[pa.RecordBatch] = []
     size = 0
-    for batch in _parquet(piece, config) if piece.path.endswith(".parquet") else _arrow(piece):
+    for coded in _parquet(piece, config) if piece.path.endswith(".parquet") else _arrow(piece):
+        batch = _without_dictionaries(coded)
         waiting.append(batch)
         size += batch.nbytes
         most -= batch.nbytes
@@ -85,8 +86,16 @@ def _arrow(piece: Piece) -> Iterator[pa.RecordBatch]:
             batches = iter(pa.ipc.open_stream(file))
         for batch in batches:
             _check_offsets(batch)
-            rows = max(1, len(batch) * GATHERED_BYTES // max(1, batch.nbytes))
+            coded = any(map(pa.types.is_dictionary, batch.schema.types))
+            rows = ROWS if coded else max(1, len(batch) * GATHERED_BYTES // max(1, batch.nbytes))
             yield from (batch.slice(start, rows) for start in range(0, len(batch), rows))
+
+
+def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for index, field in enumerate(batch.schema):
+        if pa.types.is_dictionary(field.type):
+            batch = batch.set_column(index, field.name, batch.column(index).dictionary_decode())
+    return batch
 
 
 def _check_offsets(batch: pa.RecordBatch) -> None:
@@ -120,9 +129,7 @@ def convert(
 def _check_text(schema: pa.Schema, columns: ColumnsConfig) -> None:
     if columns.text not in schema.names:
         raise BrokenFileError(f"no column {columns.text!r} (columns.text=); it has {', '.join(schema.names)}")
-    kind = schema.field(columns.text).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if value not in TEXT_TYPES:
+    if (kind := schema.field(columns.text).type) not in TEXT_TYPES:
         raise BrokenFileError(f"the column {columns.text!r} (columns.text=) holds {kind}, not text")
 
 

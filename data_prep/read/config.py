@@ -32,8 +32,8 @@ class ReadConfig:
     max_document_bytes: int = 16 * 1024 * 1024
     """Largest record (a line of JSON, a .txt file, a web page) that is read; a longer one is a bad record, and is
     passed over without being held in memory."""
-    max_page_bytes: int = 5 * 1024 * 1024
-    """Largest HTML page; Common Crawl cuts them here. Parsing takes up to a hundred times as much memory."""
+    max_page_bytes: int = 3 * 1024 * 1024
+    """Largest HTML page. Parsing may take 150 times as much memory; Common Crawl cuts pages at 5 MiB."""
     max_expansion: int = 100
     """A packed file that grows more than this many times, and above 64 MiB, is broken: text doesn't, bombs do."""
     html: str = "resiliparse"

@@ -34,6 +34,9 @@ COLUMNAR = (".parquet", ".arrow", ".feather", ".arrows")
 SUFFIXES = (*ROWS, *(row + packed for row in ROWS for packed in PACKED), *COLUMNAR)
 LEGAL = f"{', '.join((*ROWS, *COLUMNAR))}, the first {len(ROWS)} also with {', '.join(PACKED)}"
 
+SIGNS = "*?["
+"""Of a glob."""
+
 
 class File(NamedTuple):
     """path: or URL. name: the path below the input's folder, what people see. size: bytes.
@@ -48,6 +51,8 @@ class File(NamedTuple):
 
 
 Files = list[File]
+Info = dict[str, Any]
+"""What fsspec says of a file."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,12 @@ def find_files(pattern: str) -> tuple[Files, Counter[str]]:
 
 
 def _on_disk(pattern: str) -> tuple[Files, Counter[str]]:
-    path = Path(pattern)
+    path = Path(pattern).absolute()
     if pattern and path.exists():
         folder, matches = (path if path.is_dir() else path.parent), [path]
     else:
         below = _fixed(pattern)
-        folder = Path(pattern[:below])
+        folder = Path(pattern[:below]).absolute()
         try:
             matches = list(folder.glob(pattern[below:])) if pattern[below:] else []
         except ValueError as error:
@@ -115,27 +120,33 @@ def _in_store(pattern: str) -> tuple[Files, Counter[str]]:
     path = root(pattern, "input")
     if path.protocol in ("file", "local"):
         return _on_disk(path.path)
+    folder, chosen, inside = _listed(path)
+    known, ignored = _known(chosen, inside.keys() - chosen.keys())
+    infos = inside | chosen
+    if any(infos[name]["size"] is None for name in known):
+        raise bad_value("input", pattern, "the server doesn't say how large it is")
+    files = [File(_url(path, name), name[folder:], infos[name]["size"], _version(infos[name])) for name in known]
+    return files, ignored
+
+
+def _listed(path: UPath) -> tuple[int, dict[str, Info], dict[str, Info]]:
+    """The length of the folder's name; what fsspec says of the files that match by name, and of those in folders."""
+    matches: dict[str, Info] = {}
+    inside: dict[str, Info] = {}
     folder = _fixed(path.path)
     with one_line(path), suppress(FileNotFoundError):
-        if _fixed(f"{path.path}/") > len(path.path):  # no sign of a glob in it
-            matches = {path.path: path.fs.info(path.path)}
-            folder = len(path.path.rstrip("/")) + 1 if matches[path.path]["type"] == "directory" else folder
-        else:
+        if any(sign in path.path for sign in SIGNS):
             matches = path.fs.glob(path.path, detail=True)
-        chosen = {name: info for name, info in matches.items() if info["type"] == "file"}
-        inside = {}
-        for name in matches.keys() - chosen.keys():
+        else:
+            matches = {path.path: path.fs.info(path.path)}
+            folder = folder if matches[path.path]["type"] == "file" else len(path.path.rstrip("/")) + 1
+        for name in [name for name, info in matches.items() if info["type"] != "file"]:
+            del matches[name]
             inside.update(path.fs.find(name, detail=True))
-        known, ignored = _known(chosen, inside.keys() - chosen.keys())
-        infos = inside | chosen
-        if any(infos[name]["size"] is None for name in known):
-            raise bad_value("input", pattern, "the server doesn't say how large it is")
-        files = [File(_url(path, name), name[folder:], infos[name]["size"], _version(infos[name])) for name in known]
-        return files, ignored
-    return [], Counter()
+    return folder, matches, inside
 
 
-def _version(info: dict[str, Any]) -> str:
+def _version(info: Info) -> str:
     """Stores have different names for it."""
     return str(next((info[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(key)), ""))
 
@@ -147,7 +158,7 @@ def _url(path: UPath, name: str) -> str:
 
 def _fixed(pattern: str) -> int:
     """How much of a glob is a folder: up to the last slash before its first sign."""
-    first = min((pattern.index(sign) for sign in "*?[" if sign in pattern), default=len(pattern))
+    first = min((pattern.index(sign) for sign in SIGNS if sign in pattern), default=len(pattern))
     return pattern.rfind("/", 0, first) + 1
 
 

@@ -44,9 +44,9 @@ class BadPageError(Exception):
 
 
 def load(config: ReadConfig) -> None:
-    """Imports what reads web pages and archives. Raises InputError if it isn't installed."""
+    """Imports what reads web pages. Raises InputError if it isn't installed."""
     try:
-        for module in ("fastwarc.warc", "resiliparse.extract.html2text", config.html):
+        for module in ("resiliparse.extract.html2text", config.html):
             importlib.import_module(module)
     except ImportError as error:
         raise bad_value("read.html", config.html, f"{error}; pip install 'megatrain[prep]'") from None

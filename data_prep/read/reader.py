@@ -11,7 +11,6 @@ Design choices:
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -29,6 +28,7 @@ from megatrain.data_prep.read.records import BrokenFileError, Document, Found, P
 from megatrain.data_prep.read.streams import BUFFER, local, open_bytes
 from megatrain.data_prep.read.text import read_json_lines, read_txt
 from megatrain.data_prep.read.web import check_warc, read_html, read_warc
+from megatrain.storage import StorageError
 
 BATCH_BYTES = 4 * 1024 * 1024
 """Text of a batch of documents, about."""
@@ -99,9 +99,13 @@ def _sampled(unit: Unit, columns: ColumnsConfig, config: ReadConfig, turn: int) 
         """What is bad is told when its unit is prepared."""
 
     for piece in unit:
-        with contextlib.suppress(OSError, EOFError, pa.ArrowException):
+        try:
             for documents in batches(_found((piece,), columns, config, pass_over, pass_over, turn), turn):
                 yield from documents.texts
+        except StorageError:  # else the sample would be of what could be reached
+            raise
+        except (OSError, EOFError, pa.ArrowException):
+            continue
 
 
 def _found(

@@ -26,6 +26,8 @@ from megatrain.data_prep.read.records import BrokenFileError
 from megatrain.storage import REMOTE_CALL_BYTES, URL, one_line, root
 
 BUFFER = 1 << 20
+LINE_BYTES = 1 << 16
+"""Read at once of the line that a piece ends with."""
 EXPANSION_FREE = 64 * 1024 * 1024
 """Decompressed bytes that no one asks about."""
 XZ_MEMORY = 256 * 1024 * 1024
@@ -60,8 +62,10 @@ def _copy(file: IO[bytes], copy: IO[bytes], size: int | None, longest_line: int)
     while chunk := file.read(BUFFER if size is None else min(size, BUFFER)):
         copy.write(chunk)
         size = None if size is None else size - len(chunk)
-    if size is not None:
-        copy.write(file.readline(longest_line))
+    while size is not None and longest_line > 0 and (chunk := file.read(LINE_BYTES)):
+        line, end, _ = chunk.partition(b"\n")
+        copy.write(line + end)
+        longest_line = 0 if end else longest_line - len(line)
 
 
 def open_bytes(piece: Piece, config: ReadConfig) -> BinaryIO:

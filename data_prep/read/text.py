@@ -34,7 +34,7 @@ def read_json_lines(piece: Piece, columns: ColumnsConfig, config: ReadConfig) ->
         position = piece.start
         if position:  # the line that the piece before ends with, unless one begins exactly here
             file.seek(position - 1)
-            position += _skip_line(file) - 1
+            position += _skip_line(file, piece.size + 1) - 1
         for start, _, line in lines(file, position, config.max_document_bytes):
             if piece.stop is not None and start >= piece.stop:
                 return
@@ -68,10 +68,10 @@ def lines(file: BinaryIO, position: int, longest: int) -> Iterator[tuple[int, in
         position += size
 
 
-def _skip_line(file: BinaryIO) -> int:
-    """Bytes up to the next line, which aren't held."""
+def _skip_line(file: BinaryIO, most: int | None = None) -> int:
+    """Bytes up to the next line, which aren't held. most: about what is enough to know."""
     count = 0
-    while part := file.readline(BUFFER):
+    while (most is None or count < most) and (part := file.readline(BUFFER)):
         count += len(part)
         if part.endswith(b"\n"):
             break

@@ -1,25 +1,21 @@
 """Web pages: .html files, and the archives of crawls: WARC, which holds what servers sent, and WET, which holds text.
 
-Design choices:
-- Of a WARC, the HTML that was sent with status 200 is read, and `conversion` records, which are a WET's texts; other
-  records (requests, redirects, images) are nothing, not bad.
-- The archive is unpacked as all packed files are, so bombs and truncation are found in one place.
+Of a WARC, the HTML that was sent with status 200 is read, and `conversion` records, which are a WET's texts; other
+records (requests, redirects, images) are nothing, not bad.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
 from megatrain.data_prep.read.files import Piece
 from megatrain.data_prep.read.html import BadPageError, extract
 from megatrain.data_prep.read.records import Document, Problem, checked
-from megatrain.data_prep.read.streams import BUFFER, open_bytes
-
-if TYPE_CHECKING:
-    from fastwarc.warc import WarcRecord
+from megatrain.data_prep.read.streams import open_bytes
+from megatrain.data_prep.read.warc import LONGEST_HEAD, Record, message, records
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 
@@ -33,65 +29,62 @@ def read_html(piece: Piece, columns: ColumnsConfig, config: ReadConfig) -> Itera
 
 def read_warc(piece: Piece, columns: ColumnsConfig, config: ReadConfig) -> Iterator[Document | Problem]:  # noqa: ARG001
     """A document a page, or a text; named by its record, which is unique in the world."""
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-    wanted = WarcRecordType.response | WarcRecordType.conversion
+    most = max(config.max_document_bytes, config.max_page_bytes + LONGEST_HEAD) + 1
     with open_bytes(piece, config) as file:
-        for record in ArchiveIterator(file, wanted, parse_http=False, stream_detect=False):
-            if (found := _record(record, f"{piece.name}:{record.stream_pos}", config)) is not None:
-                yield found
+        for record in records(file, most):
+            place = f"{piece.name}:{record.position}"
+            name = record.headers.get("warc-record-id", "").removeprefix("<urn:uuid:").removesuffix(">")
+            document = Document(name or place, "", url=record.headers.get("warc-target-uri"))
+            match record.headers.get("warc-type"):
+                case "conversion":
+                    yield _text(record, document, place, config)
+                case "response":
+                    yield from _response(record, document, place, config)
 
 
 def check_warc(piece: Piece, config: ReadConfig) -> None:
     """Reads an archive through. Raises OSError where a record's beginning or its end isn't where it should be."""
-    from fastwarc.warc import ArchiveIterator
-
     with open_bytes(piece, config) as file:
-        for record in ArchiveIterator(file, parse_http=False, stream_detect=False):
-            left = record.content_length
-            while data := record.reader.read(BUFFER):
-                left -= len(data)
-            if left:
-                raise OSError(f"the record at {record.stream_pos} is truncated")
+        for _ in records(file, 0):
+            pass
 
 
-def _record(record: WarcRecord, place: str, config: ReadConfig) -> Document | Problem | None:
-    from fastwarc.warc import WarcRecordType
-
-    name = (record.record_id or "").removeprefix("<urn:uuid:").removesuffix(">") or place
-    document = Document(name, "", url=record.headers.get("WARC-Target-URI"))
-    others = {
-        "date": record.headers.get("WARC-Date"),
-        "languages": record.headers.get("WARC-Identified-Content-Language"),
-    }
-    try:
-        if record.record_type == WarcRecordType.response:
-            record.parse_http(auto_decode="all")
-            sent = record.is_http_parsed and record.http_headers.status_code == 200
-            if not sent or record.http_content_type not in HTML_TYPES:
-                return None
-            data = record.reader.read(config.max_page_bytes + 1)
-            return _page(data, record.http_charset, document, others, place, config)
-        data = record.reader.read(config.max_document_bytes + 1)
-    except OSError:
-        return Problem("not_decoded", place)
-    if len(data) > config.max_document_bytes:
+def _text(record: Record, document: Document, place: str, config: ReadConfig) -> Document | Problem:
+    if len(record.content) > config.max_document_bytes:
         return Problem("too_long", place)
     try:
-        return checked(document._replace(text=data.decode(), metadata=_json(others)), place)
+        text = record.content.decode()
     except UnicodeDecodeError:
         return Problem("not_utf8", place)
+    return checked(document._replace(text=text, metadata=_json(_origin(record))), place)
+
+
+def _response(record: Record, document: Document, place: str, config: ReadConfig) -> Iterator[Document | Problem]:
+    try:
+        status, headers, data = message(record.content, config.max_page_bytes + 1)
+    except (OSError, zlib.error):
+        yield Problem("not_decoded", place)
+        return
+    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
+    if status == 200 and kind.strip() in HTML_TYPES:
+        charset = parameters.partition("charset=")[2].split(";")[0].strip(" \t\"'")
+        yield _page(data, charset or None, document, _origin(record), place, config)
 
 
 def _page(
-    data: bytes, charset: str | None, document: Document, others: dict[str, str | None], place: str, config: ReadConfig
+    data: bytes, charset: str | None, document: Document, origin: dict[str, str | None], place: str, config: ReadConfig
 ) -> Document | Problem:
     try:
         page = extract(data, charset, config)
     except BadPageError as error:
         return Problem(str(error), place)
-    metadata = _json(others | {"title": page.title, "charset": page.charset})
+    metadata = _json(origin | {"title": page.title, "charset": page.charset})
     return checked(document._replace(text=page.text, metadata=metadata), place)
+
+
+def _origin(record: Record) -> dict[str, str | None]:
+    found = {"date": "warc-date", "languages": "warc-identified-content-language"}
+    return {key: record.headers.get(name) for key, name in found.items()}
 
 
 def _json(values: dict[str, str | None]) -> str | None:

@@ -69,14 +69,14 @@ def extended(
         tokens=sum(entry.tokens for entry in shards),
         documents=sum(entry.documents for entry in shards),
         shards=ShardList.of(shards),
-        counts=_summed(counts),
+        counts=added_counts(counts),
         ids_compared=found.compared + (before.ids_compared if before else 0),
         ids_different=found.different + (before.ids_different if before else 0),
         lineage_sha256=lineage_sha256,
     )
 
 
-def _summed(counts: Iterable[Row]) -> tuple[Row, ...]:
+def added_counts(counts: Iterable[Row]) -> tuple[Row, ...]:
     """One row for each source and language, sorted."""
     found: dict[tuple[str | None, str | None], tuple[int, int]] = {}
     for source, language, documents, tokens in counts:

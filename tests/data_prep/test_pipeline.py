@@ -3,123 +3,24 @@ the input, the output or the machine can be wrong ends in its exit code and one 
 
 import gzip
 import json
-import multiprocessing
-import os
-import resource
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from tokenizers import Tokenizer
 
 from megatrain.compose import compose
-from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
-from megatrain.data_prep import pipeline
+from megatrain.data.format import HELD_OUT, TRAIN, open_set
 from megatrain.data_prep.config import PrepConfig
 from megatrain.data_prep.deduplicate.config import ParagraphsConfig
 from megatrain.data_prep.pipeline import run
-from megatrain.data_prep.report import Report
-from megatrain.data_prep.tokenizer import EOS, train
+from megatrain.data_prep.tokenizer import EOS
 from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import GaveUp, InputError
-
-PROSE = (
-    "Every document of a corpus is read once, split into tokens, and laid beside the others in a shard; whoever trains "
-    "on it later never meets the text again, only numbers. So the numbers have to be right: naïve café 中文 заметка, "
-    "tabs\tand\nlines, 1234567 digits, don't and DON'T, {'code': [1, 2, 3]}, https://example.org/path?query=1#part, "
-    "spaces   in   rows, emoji 👩‍🚀, and a last sentence which makes the list long enough to be cut anywhere."
-)
-WORDS = PROSE.split(" ")
-
-
-def text(number: int) -> str:
-    return f"document {number}: " + " ".join(WORDS[number % 40 :] + WORDS * (number % 7))
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    path.write_bytes(train([text(number) for number in range(300)], 400).data)
-    return path
-
-
-def in_this_process(function: Callable[[Any], Any], tasks: Sequence[Any], *_: object) -> Iterator[tuple[int, Any]]:
-    """In place of an executor."""
-    for number, task in enumerate(tasks):
-        yield number, function(task)
-
-
-@pytest.fixture
-def processes() -> None:
-    """For tests of what real workers do; the others spare themselves to start any."""
-
-
-@pytest.fixture(autouse=True)
-def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "processes" not in request.fixturenames:
-        monkeypatch.setattr(pipeline, "each", in_this_process)
-
-
-@pytest.fixture
-def config(tmp_path: Path, tokenizer: Path) -> PrepConfig:
-    """Small sizes, so that a little text makes several units, members and shards."""
-    (tmp_path / "input").mkdir()
-    return PrepConfig(
-        input=str(tmp_path / "input"),
-        output=str(tmp_path / "output"),
-        tokenizer=TokenizerConfig(path=str(tokenizer)),
-        held_out_share=0.1,
-        shard_bytes=20_000,
-        member_bytes=4_000,
-        unit_bytes=10_000,
-        workers=1,
-    )
-
-
-def write_jsonl(config: PrepConfig, name: str, *texts: object) -> None:
-    (Path(config.input or "") / name).write_text("".join(json.dumps({"text": value}) + "\n" for value in texts))
-
-
-def documents(config: PrepConfig, split: str) -> list[tuple[str, dict[str, Any]]]:
-    """The decoded texts of a split and their metadata, with every hash checked and EOS taken off."""
-    opened = open_set(config.output, split)
-    decoder = Tokenizer.from_file(str(opened.tokenizer))
-    found = []
-    for shard, entry in enumerate(opened.manifest.shards):
-        data = opened.path(shard).read_bytes()
-        metadata = opened.path(shard).with_suffix(".parquet")
-        assert xxhash.xxh3_128_hexdigest(data) == entry.xxh3_128
-        assert xxhash.xxh3_128_hexdigest(metadata.read_bytes()) == entry.metadata_xxh3_128
-        rows = iter(pq.read_table(metadata).to_pylist())
-        for member in opened.members(shard):
-            ids, lengths = member_arrays(data, member, opened.id_dtype)
-            for part in np.split(ids, np.cumsum(lengths))[:-1]:
-                assert part[-1] == opened.manifest.eos_id
-                found.append((decoder.decode(part[:-1].tolist(), skip_special_tokens=False), next(rows)))
-        assert next(rows, None) is None
-    assert len(found) == opened.manifest.documents
-    return found
-
-
-def report(config: PrepConfig) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(config.output) / "report.json").read_bytes())
-    return found
-
-
-def files(config: PrepConfig) -> dict[str, bytes]:
-    """What was written, but for the report, which holds times."""
-    folder = Path(config.output)
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.stem != "report")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+from tests.data_prep.running import documents, files, report, text, write_jsonl
 
 
 def test_documents_come_back_in_order_and_on_their_side(config: PrepConfig) -> None:
@@ -286,90 +187,6 @@ def test_bad_keys_end_before_anything_is_written(config: PrepConfig, change: dic
     assert not Path(config.output).exists()
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The kernel refuses to let any file of this process grow beyond `size` bytes, as a quota or a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_no_space_left(config: PrepConfig, tmp_path: Path) -> None:
-    """What was done before is kept, and the next start does the rest."""
-    write_jsonl(config, "a.jsonl", *map(text, range(200)))
-    write_jsonl(config, "b.jsonl", " ".join(WORDS * 100))
-    with largest_file(40_000), pytest.raises(GaveUp, match=r"/train\.ids: can't be written: File too large"):
-        run(config)
-    kept = [path for path in files(config) if path.startswith(".work/units/")]
-    assert len(kept) > 10
-    assert not any("manifest" in name for name in files(config))
-    assert report(config)["reason"].endswith("File too large")
-    before = {path: (Path(config.output) / path).stat().st_ino for path in kept if "partial" not in path}
-
-    with largest_file(60_000), pytest.raises(GaveUp, match="File too large"):  # for all units, not for a shard
-        run(replace(config, shard_bytes=10**6, member_bytes=10**6))
-    assert {path: (Path(config.output) / path).stat().st_ino for path in before} == before
-    assert run(config) == 0
-    whole = replace(config, output=str(tmp_path / "whole"))
-    assert run(whole) == 0
-    assert files(whole) == files(config)
-
-
-@pytest.mark.usefixtures("processes")
-def test_a_worker_that_dies_is_replaced(config: PrepConfig, tmp_path: Path) -> None:
-    write_jsonl(config, "a.jsonl", *map(text, range(300)))
-    whole = replace(config, output=str(tmp_path / "whole"))
-    assert run(whole) == 0
-    killed = threading.Event()
-
-    def kill_the_first_worker() -> None:
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.01)
-        children[0].kill()
-        killed.set()
-
-    threading.Thread(target=kill_the_first_worker, daemon=True).start()
-    assert run(replace(config, workers=2)) == 0
-    assert killed.is_set()
-    assert files(config) == files(whole)
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.usefixtures("processes")
-def test_a_unit_that_fails_is_named_and_the_others_are_kept(
-    config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_jsonl(config, "a.jsonl", *map(text, range(20)))
-    write_jsonl(config, "b.jsonl", *map(text, range(20, 40)))
-    whole = replace(config, output=str(tmp_path / "whole"))
-    assert run(whole) == 0
-
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import megatrain.data_prep.read.reader as reader\n"
-        "def fail(unit, *_):\n"
-        "    if unit[0].name == 'a.jsonl':\n"
-        "        raise ZeroDivisionError('a bug')\n"
-        "    return reader.read_unit(unit, *_)\n"
-        "import megatrain.data_prep.units as units\n"
-        "units.read_unit = fail\n"
-    )
-    with monkeypatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
-        with pytest.raises(
-            GaveUp, match=r"preparing: . of .* failed, the first is a\.jsonl: ZeroDivisionError: a bug; "
-        ):
-            run(replace(config, retries=1))
-    assert report(config)["failed_units"] == {"a.jsonl": "ZeroDivisionError: a bug"}
-    assert any(path.startswith(".work/units/") for path in files(config))
-    assert run(config) == 0
-    assert files(config) == files(whole)
-
-
 def test_a_set_is_added_to(config: PrepConfig, tmp_path: Path) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(100)))
     assert run(config) == 0
@@ -432,60 +249,3 @@ def test_what_is_there_twice_is_left_out(config: PrepConfig, workers: int) -> No
     assert dropped["paragraphs"]["little_left"]["documents"] == 1
     assert found["steps"]["changed"]["paragraphs"]["repeated_lines"]["documents"] == 1
     assert (found["records"], found["documents"]) == (7, {TRAIN: 4, HELD_OUT: 0})
-
-
-def test_a_file_that_changed_since_the_last_start_is_read_again(config: PrepConfig, tmp_path: Path) -> None:
-    write_jsonl(config, "a.jsonl", *map(text, range(100)))
-    with largest_file(40_000), pytest.raises(GaveUp, match="File too large"):  # for a shard: all units are done
-        run(replace(config, shard_bytes=10**6, member_bytes=10**6))
-    write_jsonl(config, "a.jsonl", text(0), text(2), text(1), *map(text, range(3, 100)))
-    assert run(config) == 0
-    found = [value for split in (TRAIN, HELD_OUT) for value, _ in documents(config, split)]
-    assert sorted(found) == sorted(map(text, range(100)))
-    whole = replace(config, output=str(tmp_path / "whole"))
-    assert run(whole) == 0
-    assert files(whole) == files(config)
-
-
-@pytest.mark.parametrize("append", [False, True])
-@pytest.mark.parametrize("moment", ["write_lineage", "write_manifest held_out", "write_manifest train", "Report.write"])
-def test_a_run_that_dies_while_it_commits(
-    config: PrepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append: bool, moment: str
-) -> None:
-    """The next start makes the same set, whatever was committed already."""
-    write_jsonl(config, "a.jsonl", *map(text, range(60)))
-    more = replace(config, input=str(tmp_path / "more"), append=True, tokenizer=TokenizerConfig())
-    Path(more.input or "").mkdir()
-    write_jsonl(more, "b.jsonl", *map(text, range(60, 90)))
-    for output in ("whole", "killed"):
-        config.output = more.output = str(tmp_path / output)
-        last = more if append else config
-        if append:
-            assert run(config) == 0
-        if output == "killed":
-            with monkeypatch.context() as patch:
-                die_after(moment, patch)
-                with pytest.raises(KeyboardInterrupt):
-                    run(last)
-            if moment != "Report.write":
-                assert (Path(last.output) / ".work").exists()
-        assert run(last) == 0
-    whole, killed = (replace(config, output=str(tmp_path / name)) for name in ("whole", "killed"))
-    assert files(killed) == files(whole)
-    assert report(killed)["exit_code"] == 0
-
-
-def die_after(moment: str, patch: pytest.MonkeyPatch) -> None:
-    """Ends the run, as a kill would, after a call; "write_manifest train" is that of the train split."""
-    name, _, split = moment.partition(" ")
-    owner: Any = Report if name.startswith("Report") else pipeline
-    attribute = name.rpartition(".")[2]
-    original = getattr(owner, attribute)
-
-    def dying(*arguments: Any) -> Any:
-        result = original(*arguments)
-        if not split or arguments[0].name == split:
-            raise KeyboardInterrupt
-        return result
-
-    patch.setattr(owner, attribute, dying)

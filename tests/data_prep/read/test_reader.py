@@ -1,49 +1,23 @@
 """Files to documents: what is found, where it is cut, and how bad records and broken files are told."""
 
-import gzip
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.data_prep.read.config import ColumnsConfig, ReadConfig
-from megatrain.data_prep.read.files import File, Piece, Unit, find_files, plan
-from megatrain.data_prep.read.reader import check, read_unit, sample
+from megatrain.data_prep.read.config import ColumnsConfig
+from megatrain.data_prep.read.files import File, Piece, find_files, plan
+from megatrain.data_prep.read.reader import check, sample
 from megatrain.data_prep.read.records import BrokenFileError, Document, Problem
 from megatrain.errors import InputError
-
-COLUMNS = ColumnsConfig()
-READ = ReadConfig()
-
-
-def compress_zstd(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
-
-
-def all_of(path: Path, columns: ColumnsConfig = COLUMNS, config: ReadConfig = READ) -> list[Document | Problem]:
-    """What a file holds: its documents, then its problems. Raises BrokenFileError."""
-    return of_unit((Piece(str(path), path.name, path.stat().st_size),), columns, config)
-
-
-def of_unit(unit: Unit, columns: ColumnsConfig = COLUMNS, config: ReadConfig = READ) -> list[Document | Problem]:
-    problems: list[Problem] = []
-
-    def on_broken(_: str, why: str) -> None:
-        raise BrokenFileError(why)
-
-    batches = read_unit(unit, columns, config, lambda _, problem: problems.append(problem), on_broken)
-    rows = [Document(**row) for documents in batches for row in documents.batch.to_pylist()]
-    return [*rows, *problems]
-
-
-def texts(found: list[Document | Problem]) -> list[str]:
-    return [item.text if isinstance(item, Document) else item.kind for item in found]
+from tests.data_prep.read.reading import COLUMNS, PACKINGS, READ, all_of, of_unit, texts
 
 
 def lines(*records: object) -> bytes:
@@ -55,7 +29,7 @@ def test_a_txt_file_is_one_document(tmp_path: Path) -> None:
     assert all_of(tmp_path / "a.txt") == [Document("a.txt", "one\r\n\r\ntwo\n")]
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", compress_zstd)])
+@pytest.mark.parametrize(("suffix", "pack"), PACKINGS.items())
 def test_jsonl_plain_and_packed(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     first = lines({"text": "one", "id": 7, "url": "u", "source": "s", "language": "en", "stars": 3})
@@ -107,17 +81,26 @@ def test_parquet_without_the_text_column(tmp_path: Path) -> None:
         all_of(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "garbage"])
-@pytest.mark.parametrize("suffix", [".gz", ".zst", ".parquet"])
+DAMAGES = ("truncated", "altered", "garbage")
+BREAKABLE = (".gz", ".zst", ".bz2", ".xz", ".parquet", ".feather")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [pair for pair in product(BREAKABLE, DAMAGES) if pair != (".feather", "altered")],  # Arrow files have no checksum
+)
 def test_a_broken_file_is_found_before_its_documents_are_taken(tmp_path: Path, suffix: str, damage: str) -> None:
     data = lines(*({"text": f"{n * 7919} document"} for n in range(20_000)))
-    path = tmp_path / f"a.jsonl{suffix}".replace(".jsonl.parquet", ".parquet")
+    table = pa.table({"text": [f"{n * 7919} document" for n in range(20_000)]})
+    path = tmp_path / (f"a{suffix}" if suffix in (".parquet", ".feather") else f"a.jsonl{suffix}")
     if suffix == ".parquet":
-        table = pa.table({"text": [f"{n * 7919} document" for n in range(20_000)]})
         pq.write_table(table, path, compression="zstd")
         data = path.read_bytes()
+    elif suffix == ".feather":
+        feather.write_feather(table, path)
+        data = path.read_bytes()
     else:
-        data = gzip.compress(data) if suffix == ".gz" else compress_zstd(data)
+        data = PACKINGS[suffix](data)
     middle = len(data) // 2
     path.write_bytes(
         {
