@@ -33,7 +33,8 @@ from megatrain.data.format import TOKENIZER, TRAIN, member_arrays, open_set
 from megatrain.data_prep.tokenizer import EOS
 
 UInt16 = npt.NDArray[np.uint16]
-PACKAGES = ("dolma==1.2.1", "numpy<2")
+PACKAGES = ("dolma==1.2.1", "numpy<2", "boto3==1.28.17")
+"""Its own pins leave pip to try every boto3 there is, so the one that fits is named."""
 PROCESSES = 2
 AT_ONCE = 32
 """Documents that Megatron-LM hands to a process at once."""

@@ -93,7 +93,8 @@ def _read(data: bytes, file: Path, eos_token: str | None, split: str | None) -> 
             if split is None:
                 names = ", ".join(tiktoken_file.ENCODINGS)
                 raise InputError(f"tokenizer.split: {file} is a tiktoken file; give its encoding ({names}) or a regex")
-            data = tiktoken_file.convert(data, split, eos_token or EOS)
+            eos = eos_token or EOS
+            data = tiktoken_file.convert(data, split, eos)
         else:
             kind, model = "Hugging Face tokenizer.json, tiktoken file or SentencePiece model", data
             data, eos = sentencepiece_file.convert(data)

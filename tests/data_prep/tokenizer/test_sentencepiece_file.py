@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "words": LLAMA | {"allow_whitespace_only_pieces": False},
     "gemma": LLAMA | {"add_dummy_prefix": False, "user_defined_symbols": ["<start>", "\t\t"]},
+    "mistral": LLAMA | {"user_defined_symbols": ["[INST]"]},
     "unigram": {"model_type": "unigram"},
     "unigram with bytes": {"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "identity"},
 }
@@ -72,6 +73,20 @@ def test_any_text(models: dict[str, bytes], kind: str, text: str) -> None:
     tokenizer = Vocabulary(data, 2, 700).tokenizer()
     original = sentencepiece.SentencePieceProcessor(model_proto=models[kind])
     assert tokenizer.encode(text, add_special_tokens=False).ids == original.encode(text)
+
+
+def test_a_symbol_of_the_user_is_found_in_text(models: dict[str, bytes], tmp_path: Path) -> None:
+    tokenizer = loaded(models["gemma"], tmp_path).tokenizer()
+    ids = sentencepiece.SentencePieceProcessor(model_proto=models["gemma"]).encode("a<start>b <start> \t\tc")
+    assert tokenizer.encode("a<start>b <start> \t\tc", add_special_tokens=False).ids == ids
+    assert ids.count(tokenizer.token_to_id("<start>")) == 2
+
+
+def test_but_not_where_a_space_is_put_before_the_text(models: dict[str, bytes], tmp_path: Path) -> None:
+    tokenizer = loaded(models["mistral"], tmp_path).tokenizer()
+    ids = tokenizer.encode("a [INST]b", add_special_tokens=False).ids
+    assert tokenizer.token_to_id("[INST]") not in ids
+    assert tokenizer.decode(ids) == "a [INST]b"
 
 
 def test_a_difference_on_this_input_is_refused(models: dict[str, bytes], tmp_path: Path) -> None:
