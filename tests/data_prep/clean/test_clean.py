@@ -16,8 +16,9 @@ from megatrain.data_prep.clean.control import ControlCharacters
 from megatrain.data_prep.clean.lines import Lines
 from megatrain.data_prep.clean.mojibake import UnicodeRepair, has_mojibake
 from megatrain.data_prep.clean.steps import cleaning
-from megatrain.data_prep.documents import SCHEMA, Documents, Step
+from megatrain.data_prep.documents import SCHEMA, Documents
 from megatrain.data_prep.notes import Notes
+from megatrain.data_prep.step import Step
 from megatrain.errors import InputError
 
 SUSPECTS = "".join(map(chr, range(0x20, 0x180))) + "\n‘’“”†‡…€™ˆŒœŽžŸΒΓΞΟβ„−√≈∂∑ВГРСЂЃ茶ァ€⌐◊�"
