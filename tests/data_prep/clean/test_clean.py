@@ -113,18 +113,19 @@ def test_documents_that_nothing_is_left_of_are_dropped() -> None:
 
 
 def test_lines() -> None:
-    config = LinesConfig(drop=["^Share on", "(?i)subscribe now$"], blank_lines=1)
+    config = LinesConfig(drop=["^Share on", "(?i)subscribe now$"], trailing_spaces=True, blank_lines=1)
     text = "Title  \n\n\n \n\nShare on X\nbody\t\nPlease Subscribe NOW\nsubscribe now or never\nShare on Y"
     found, notes = after(Lines(config), text, "one\n\ntwo", "Share on Z\n")
     assert found == ["Title\n\nbody\nsubscribe now or never\n", "one\n\ntwo"]
     assert counts(notes, "lines") == {"changed": 2}
 
 
-def test_lines_by_default() -> None:
-    (found,), _ = after(Lines(LinesConfig()), "a \n\n\n\n\nb\n\n\nc\n")
+def test_nothing_is_cleaned_unless_it_is_asked_for() -> None:
+    assert cleaning(CleanConfig()) == []
+    lines = LinesConfig(trailing_spaces=True, blank_lines=2)
+    assert [step.name for step in cleaning(CleanConfig(True, True, True, lines))] == ["unicode", "control", "lines"]
+    (found,), _ = after(Lines(lines), "a \n\n\n\n\nb\n\n\nc\n")
     assert found == "a\n\n\nb\n\n\nc\n"
-    nothing = LinesConfig(trailing_spaces=False, blank_lines=None)
-    assert [step.name for step in cleaning(CleanConfig(unicode=False, control=False, lines=nothing))] == []
 
 
 def test_patterns_take_no_longer_on_hostile_lines() -> None:
