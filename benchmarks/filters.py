@@ -5,10 +5,10 @@
 Design choices:
 - Every document goes through all four, dropped or not: what is measured is the cost of deciding, whatever the corpus.
   FineWeb judges the lines that C4 has left.
-- Documents are the text of this machine's installed packages, its documentation and its manual pages. Both take the same
-  ones, each round others.
-- What a process does once (imports, rules) is done before the first round. Our dictionary of words grows with what it has
-  seen, so there is a row for a process that begins and one, which counts, for a process that goes on.
+- Documents are the text of this machine's installed packages, its documentation and its manual pages. Both take the
+  same ones, each round others.
+- What a process does once (imports, rules) is done before the first round. Our dictionary of words grows with what it
+  has seen, so there is a row for a process that begins and one, which counts, for a process that goes on.
 """
 
 from __future__ import annotations
