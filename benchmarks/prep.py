@@ -1,6 +1,6 @@
 """`megatrain prep` against the tools of the field: the same text and the same tokenizer, to ids on disk.
 
-    python -m benchmarks.prep --input /tmp/corpus/text [--megabytes 50] [--peers DIR]
+    python -m benchmarks.prep --input /tmp/corpus/text [--megabytes 200] [--peers DIR]
     python -m benchmarks.prep --input /tmp/corpus/text --scaling
 
 Design choices:
@@ -277,7 +277,7 @@ if __name__ == "__main__":
             "Text to tokens on disk",
             measure,
             input="",
-            megabytes=50,
+            megabytes=200,
             vocab_size=32_000,
             peers="build/peers",
             rounds=5,

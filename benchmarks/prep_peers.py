@@ -113,7 +113,6 @@ def datatrove(tasks: int, folder: Path, output: Path) -> None:
                 tokenizer_name_or_path=str(folder / TOKENIZER),
                 eos_token=EOS,
                 shuffle_documents=False,
-                batch_size=1000,
             ),
         ],
         tasks=tasks,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 TIKTOKEN = "tiktoken"
 TOKENIZERS = "tokenizers"
-AT_ONCE = 64
-"""Documents that tokenizers is given at once: it keeps offsets and masks of all their tokens."""
+AT_ONCE = 1 << 18
+"""Characters that tokenizers is given at once, or a longer document: it keeps offsets and masks of all their tokens."""
 
 
 class Encoder:
@@ -63,9 +63,13 @@ class Encoder:
         return np.concatenate([*arrays, np.empty(0, self._id_dtype)]), lengths
 
     def _by_tokenizers(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        for start in range(0, len(texts), AT_ONCE):
-            chunk = list(texts[start : start + AT_ONCE])
-            yield from (found.ids for found in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False))
+        first = characters = 0
+        for last, text in enumerate(texts, 1):
+            characters += len(text)
+            if characters >= AT_ONCE or last == len(texts):
+                found = self._tokenizer.encode_batch_fast(list(texts[first:last]), add_special_tokens=False)
+                yield from (each.ids for each in found)
+                first, characters = last, 0
 
     def _by_tiktoken(self, texts: Sequence[str]) -> Iterator[list[int]]:
         assert isinstance(self._tiktoken, tiktoken.Encoding)
