@@ -40,7 +40,7 @@ class AtomicFile:
         self.path = path
         self.size = 0
         self._hash = xxhash.xxh3_128()
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = hidden(path)
         with self._naming():
             self._file = self._partial.open("wb")
 
@@ -112,8 +112,7 @@ class AtomicFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Two processes may do the same: a machine that was thought lost.
-        self._hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self._hidden = hidden(path)
         self._files: dict[str, AtomicFile] = {}
         self._hidden.mkdir(parents=True)
 
@@ -144,6 +143,11 @@ class AtomicFolder:
         for file in self._files.values():
             file.discard()
         shutil.rmtree(self._hidden, ignore_errors=True)
+
+
+def hidden(path: Path) -> Path:
+    """Where something is until it is whole. Two processes may make the same: one on a machine that was thought lost."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def said(folder: Path) -> Any:

@@ -1,8 +1,8 @@
 """`megatrain merge`: one set of several finished ones, of links to their shards.
 
 Design choices:
-- Nothing is read, hashed or written anew but the manifests: shards are hard links with new numbers, and copies where the
-  file system can't link. Deleting one of the sets later takes nothing from the merged one.
+- Nothing is read, hashed or written anew but the manifests: shards are hard links with new numbers, and copies where
+  the file system can't link. Deleting one of the sets later takes nothing from the merged one.
 - Sets are taken in the order in which they are given. All need one tokenizer; no documents are compared.
 """
 

@@ -5,6 +5,7 @@ Design choices:
   never later than itself, so the root of a cluster is its first document, the one that stays, whatever the order of the
   pairs. Roots are hooked below the least root that they are paired with, all at once, until none is left to hook
   (Shiloach and Vishkin 1982).
+- Examples are documents with a key of the one that stays. Others of a cluster may be like it by way of others only.
 - What is written is committed by the summary, last.
 """
 
@@ -68,6 +69,18 @@ class Summary:
         return Summary(**value | examples)
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """Of all documents. parents: int64[documents]. is_exact: bool[documents], whether an earlier text is the same.
+    is_direct: bool[documents], whether it is like the root itself. others: uint32[documents], how many have this root.
+    """
+
+    parents: Int64
+    is_exact: Bools
+    is_direct: Bools
+    others: npt.NDArray[np.uint32]
+
+
 def find_clusters(task: Join) -> None:
     """Joins all pairs of a plan; leaves REMOVED, of RECORD by unit, and the summary."""
     folder = task.folder
@@ -78,6 +91,7 @@ def find_clusters(task: Join) -> None:
     with (
         _scratch(folder, "parents", count, np.int64) as parents,
         _scratch(folder, "is_exact", count, np.bool_) as is_exact,
+        _scratch(folder, "is_direct", count, np.bool_) as is_direct,
         _scratch(folder, "others", count, np.uint32) as others,
     ):
         for start in range(0, count, AT_ONCE):
@@ -86,7 +100,10 @@ def find_clusters(task: Join) -> None:
             union(parents, pairs)
             if exact:
                 is_exact[pairs[:, 0]] = True
-        write_by_unit(Path(folder) / REMOVED, _removed(folder, parents, is_exact, others, summary))
+        for _, pairs in all_pairs(folder, AT_ONCE):
+            is_direct[pairs[parents[pairs[:, 1]] == pairs[:, 1], 0]] = True
+        clusters = Clusters(parents, is_exact, is_direct, others)
+        write_by_unit(Path(folder) / REMOVED, _removed(folder, clusters, summary))
         summary.clusters = _histogram(others)
     with AtomicFile(Path(folder) / SUMMARY) as file:
         file.write(json.dumps(asdict(summary)).encode())
@@ -110,25 +127,23 @@ def find(parents: Int64, documents: Int64) -> Int64:
         parents[documents] = found = above
 
 
-def _removed(
-    folder: str, parents: Int64, is_exact: Bools, others: npt.NDArray[np.uint32], summary: Summary
-) -> Iterator[npt.NDArray[np.void]]:
-    """RECORDs of each unit, in order. Counts them in `summary`, and in `others`, uint32[documents], at their roots."""
+def _removed(folder: str, clusters: Clusters, summary: Summary) -> Iterator[npt.NDArray[np.void]]:
+    """RECORDs of each unit, in order. Counts them in `summary`, and in `clusters.others`."""
     starts = np.array(read_plan(folder).starts)
     for unit, (start, end) in enumerate(pairwise(starts.tolist())):
-        roots = find(parents, np.arange(start, end))
+        roots = find(clusters.parents, np.arange(start, end))
         rows = np.flatnonzero(roots != np.arange(start, end))
         roots = roots[rows]
-        np.add.at(others, roots, np.uint32(1))
+        np.add.at(clusters.others, roots, np.uint32(1))
         records = np.zeros(len(rows), RECORD)
-        records["row"], records["is_exact"] = rows, is_exact[start + rows]
+        records["row"], records["is_exact"] = rows, clusters.is_exact[start + rows]
         records["first_unit"] = np.searchsorted(starts, roots, side="right") - 1
         records["first_row"] = roots - starts[records["first_unit"]]
-        exact, fuzzy = records[records["is_exact"]], records[~records["is_exact"]]
-        summary.exact += len(exact)
-        summary.fuzzy += len(fuzzy)
-        summary.exact_examples = _least(summary.exact_examples, unit, exact)
-        summary.fuzzy_examples = _least(summary.fuzzy_examples, unit, fuzzy)
+        is_exact, is_direct = records["is_exact"], clusters.is_direct[start + rows]
+        summary.exact += int(is_exact.sum())
+        summary.fuzzy += int((~is_exact).sum())
+        summary.exact_examples = _least(summary.exact_examples, unit, records[is_exact & is_direct])
+        summary.fuzzy_examples = _least(summary.fuzzy_examples, unit, records[~is_exact & is_direct])
         yield records
 
 

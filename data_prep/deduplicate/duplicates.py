@@ -47,7 +47,7 @@ def find_duplicates(units: Sequence[Path], folder: Path, config: DeduplicateConf
 
     folder: for the exchange. What was done there before, of the same keys, isn't done again. Raises GaveUp.
     """
-    planned = str(make_plan(units, folder, config.memory_bytes))
+    planned = make_plan(units, folder, config.memory_bytes)
     run(find_pairs, key_ranges(planned))
     run(find_clusters, [Join(planned, "duplicates by unit")])
     return Duplicates(Path(planned))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import xxhash
@@ -78,7 +78,7 @@ class Join:
     name: str
 
 
-def make_plan(units: Sequence[Path], folder: Path, memory_bytes: int) -> Path:
+def make_plan(units: Sequence[Path], folder: Path, memory_bytes: int) -> str:
     """Writes the plan into its own folder below `folder`, and gives that. Raises GaveUp for a file that isn't whole."""
     digest = xxhash.xxh3_128()
     starts, kinds = [0], 0
@@ -89,11 +89,15 @@ def make_plan(units: Sequence[Path], folder: Path, memory_bytes: int) -> Path:
         kinds = max(kinds, len(keys.kinds))
     ranges = max(1, -(-starts[-1] * KEY_BYTES // memory_bytes))
     digest.update(ranges.to_bytes(8, "little"))
-    planned = folder / digest.hexdigest()
-    planned.mkdir(parents=True, exist_ok=True)
-    with AtomicFile(planned / PLAN) as file:
-        file.write(json.dumps(asdict(Plan([str(unit) for unit in units], starts, kinds, ranges))).encode())
-    return planned
+    return write_plan(folder / digest.hexdigest(), asdict(Plan([str(unit) for unit in units], starts, kinds, ranges)))
+
+
+def write_plan(folder: Path, plan: dict[str, Any]) -> str:
+    """Makes the folder and writes the plan into it; gives the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with AtomicFile(folder / PLAN) as file:
+        file.write(json.dumps(plan).encode())
+    return str(folder)
 
 
 @lru_cache(maxsize=2)

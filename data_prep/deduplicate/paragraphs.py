@@ -25,11 +25,11 @@ import xxhash
 from megatrain.data_prep.deduplicate.by_unit import ByUnit, write_by_unit
 from megatrain.data_prep.deduplicate.config import DeduplicateConfig
 from megatrain.data_prep.deduplicate.duplicates import Duplicates
-from megatrain.data_prep.deduplicate.exchange import KEY_BYTES, PLAN, Join, Run, within
+from megatrain.data_prep.deduplicate.exchange import KEY_BYTES, PLAN, Join, Run, within, write_plan
 from megatrain.data_prep.deduplicate.keys import alike, source_hashes
-from megatrain.data_prep.deduplicate.words import UInt64, mix
+from megatrain.data_prep.deduplicate.words import Bools, Int64, UInt64, mix
 from megatrain.data_prep.documents import Documents
-from megatrain.data_prep.files import AtomicFile, AtomicFolder
+from megatrain.data_prep.files import AtomicFolder
 from megatrain.errors import GaveUp
 
 Lines = npt.NDArray[np.void]
@@ -49,8 +49,8 @@ class LineKeys:
     """
 
     key: UInt64
-    place: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    place: Int64
+    counts: Int64
 
 
 def line_keys(documents: Documents, config: DeduplicateConfig) -> LineKeys:
@@ -136,14 +136,11 @@ def find_paragraphs(
         total += len(keys)
     ranges = max(1, -(-total * KEY_BYTES // config.memory_bytes))
     digest.update(ranges.to_bytes(8, "little"))
-    planned = folder / digest.hexdigest()
-    planned.mkdir(parents=True, exist_ok=True)
     plan = Plan([str(unit) for unit in units], str(duplicates.folder) if duplicates else None, ranges)
-    with AtomicFile(planned / PLAN) as file:
-        file.write(json.dumps(asdict(plan)).encode())
-    run(find_lines, [LineRange(str(planned), number) for number in range(ranges)])
-    run(join_lines, [Join(str(planned), "repeated lines by unit")])
-    return planned / REPEATED
+    planned = write_plan(folder / digest.hexdigest(), asdict(plan))
+    run(find_lines, [LineRange(planned, number) for number in range(ranges)])
+    run(join_lines, [Join(planned, "repeated lines by unit")])
+    return Path(planned) / REPEATED
 
 
 def find_lines(task: LineRange) -> None:
@@ -151,20 +148,14 @@ def find_lines(task: LineRange) -> None:
     if task.repeated.exists():
         return
     plan = _read_plan(task.folder)
-    parts = list(_kept_lines(plan, task.number))
-    unit = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    lines = np.concatenate([np.zeros(0, LINE), *parts])
-    del parts
-    is_first = _changes(lines["key"]) | _changes(unit)
-    starts = np.flatnonzero(is_first)
-    _, pairs = alike(lines["key"][starts], np.zeros(0, np.uint64))
-    found = lines[starts]
-    is_earlier = np.zeros(len(starts), np.bool_)
-    is_earlier[pairs[:, 0]] = True
-    found["row"][is_earlier] = EARLIER
-    chosen = is_earlier | (np.diff(starts, append=len(lines)) > 1)
-    ends = np.searchsorted(unit[starts[chosen]], np.arange(len(plan.units)), side="right")
-    write_by_unit(task.repeated, np.split(found[chosen], ends)[: len(plan.units)])
+    firsts, are_again = zip(*_lines_of_units(plan, task.number), strict=True) if plan.units else ((), ())
+    unit = np.repeat(np.arange(len(firsts)), [len(first) for first in firsts])
+    lines, chosen = np.concatenate([np.zeros(0, LINE), *firsts]), np.concatenate([np.zeros(0, np.bool_), *are_again])
+    _, pairs = alike(lines["key"], np.zeros(0, np.uint64))
+    lines["row"][pairs[:, 0]] = EARLIER
+    chosen[pairs[:, 0]] = True
+    ends = np.searchsorted(unit[chosen], np.arange(len(plan.units)), side="right")
+    write_by_unit(task.repeated, np.split(lines[chosen], ends)[: len(plan.units)])
 
 
 def join_lines(task: Join) -> None:
@@ -177,18 +168,24 @@ def join_lines(task: Join) -> None:
     write_by_unit(path, (np.concatenate([part[unit] for part in parts]) for unit in range(len(plan.units))))
 
 
-def _kept_lines(plan: Plan, number: int) -> Iterator[Lines]:
-    """The lines of a range in each unit, without those of documents that go."""
+def _lines_of_units(plan: Plan, number: int) -> Iterator[tuple[Lines, Bools]]:
+    """The lines of a range in each unit, without those of documents that go; and which of them are in other rows too.
+
+    Each is there once, with its first row: one that is on every page takes no more memory than others.
+    """
     duplicates = Duplicates(Path(plan.duplicates)) if plan.duplicates else None
     for unit, folder in enumerate(plan.units):
         keys, rows, _ = _read(Path(folder))
         own = within(keys, number, plan.ranges)
         lines = np.zeros(len(keys[own]), LINE)
         lines["key"], lines["row"] = keys[own], rows[own]
-        yield lines[~np.isin(lines["row"], duplicates.removed(unit)["row"])] if duplicates else lines
+        if duplicates:
+            lines = lines[~np.isin(lines["row"], duplicates.removed(unit)["row"])]
+        starts = np.flatnonzero(_changes(lines["key"]))
+        yield lines[starts], np.diff(starts, append=len(lines)) > 1
 
 
-def _changes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+def _changes(values: npt.NDArray[np.generic]) -> Bools:
     """Where a value differs from the one before it; true for the first."""
     changes = np.ones(len(values), np.bool_)
     changes[1:] = values[1:] != values[:-1]

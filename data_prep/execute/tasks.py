@@ -74,6 +74,7 @@ def reason(error: Exception) -> str:
 def prepare_process(memory_bytes: int | None) -> None:
     """What a process does before its first task. memory_bytes: what it may allocate on top of what it has."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker
+    os.environ["RAYON_NUM_THREADS"] = "1"
     if memory_bytes is not None:
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         _, most = resource.getrlimit(resource.RLIMIT_DATA)

@@ -32,7 +32,7 @@ def ngrams(words: Words, longest: int) -> Iterator[Hashes]:
     yield grams
     for n in range(2, longest + 1):
         grams = grams * FACTOR
-        grams[: len(grams) - n + 1] += hashes[n - 1 :]
+        grams[: max(0, len(grams) - n + 1)] += hashes[n - 1 :]
         yield grams
 
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
+from megatrain.data_prep.filters.spacy_rules import SpacyRules
 from megatrain.errors import InputError
 
 SCRIPTS = {
@@ -28,54 +27,8 @@ ELSE = "[0-9A-Za-zÀ-ɏ]+|."
 """What else may stand beside it: runs of Latin letters and digits, single signs."""
 
 
-class Segmenter(Protocol):
-    """Divides text without whitespace into words."""
-
-    def __call__(self, text: str) -> list[str]: ...
-
-    def session(self) -> AbstractContextManager[object]:
-        """To be held while texts are divided: what is remembered of them is let go at its end."""
-
-
-class SpacyRules:
-    """spaCy's rules for a language; without a model."""
-
-    def __init__(self, language: str) -> None:
-        import spacy
-
-        self.pipeline = spacy.blank(language)
-        # Only the words are asked for, not their shape or whether they are URLs.
-        self.pipeline.vocab.lex_attr_getters = {}
-        tokenizer = self.pipeline.tokenizer
-        if tokenizer.suffix_search is not None:
-            tokenizer.suffix_search = _near_end(tokenizer.suffix_search)
-        self.special = tokenizer.rules
-
-    def __call__(self, text: str) -> list[str]:
-        if text.isalpha() and text not in self.special:  # No rule divides between letters.
-            return [text]
-        return [token.text for token in self.pipeline.tokenizer(text)]
-
-    def session(self) -> AbstractContextManager[object]:
-        return self.pipeline.memory_zone()
-
-
-def _near_end(search: Callable[..., object]) -> Callable[[str], object]:
-    """A search for a suffix that doesn't try every place of the text: but for dots in a row, none is longer than 24."""
-    return lambda text: search(text, 0 if text.endswith("..") else max(0, len(text) - 24))
-
-
-class Function:
-    """Words by a function."""
-
-    def __init__(self, divide: Callable[[str], list[str]]) -> None:
-        self.divide = divide
-
-    def __call__(self, text: str) -> list[str]:
-        return self.divide(text)
-
-    def session(self) -> AbstractContextManager[object]:
-        return nullcontext()
+Segmenter = Callable[[str], list[str]]
+"""Divides text without whitespace into words."""
 
 
 def segmenter(words: str) -> Segmenter:
@@ -84,10 +37,11 @@ def segmenter(words: str) -> Segmenter:
         if words == "chinese":
             import rjieba
 
-            return Function(rjieba.cut)
+            cut: Segmenter = rjieba.cut
+            return cut
         if len(words) == 2:
             return SpacyRules(words)
     except ImportError as error:
         raise InputError(f"filters: {error.name} is missing: pip install 'megatrain[prep]'") from None
     script, _, size = words.partition(":")
-    return Function(re.compile(f"{SCRIPTS[script].replace('SIZE', size)}|{ELSE}").findall)
+    return re.compile(f"{SCRIPTS[script].replace('SIZE', size)}|{ELSE}").findall

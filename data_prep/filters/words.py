@@ -15,7 +15,6 @@ import string
 import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
@@ -101,10 +100,6 @@ class Pieces(dict[str, int]):
         self.vocabulary.characters += len(piece)
         return number
 
-    def session(self) -> AbstractContextManager[object]:
-        """That of the segmenter."""
-        return self.segment.session()
-
 
 @dataclass(frozen=True)
 class Words:
@@ -169,13 +164,10 @@ def divide(texts: Sequence[str], languages: Sequence[Language]) -> Words:
     vocabulary = _vocabulary()
     tables = {language.words: vocabulary.table(language.words) for language in languages}
     found, counts = array("i"), []
-    with ExitStack() as sessions:
-        for table in tables.values():
-            sessions.enter_context(table.session())
-        for text, language in zip(texts, languages, strict=True):
-            pieces = text.split()
-            counts.append(len(pieces))
-            found.extend(map(tables[language.words].__getitem__, pieces))
+    for text, language in zip(texts, languages, strict=True):
+        pieces = text.split()
+        counts.append(len(pieces))
+        found.extend(map(tables[language.words].__getitem__, pieces))
     pieces_found, starts = np.array(found), np.array(vocabulary.starts)
     lengths = np.diff(starts)[pieces_found]
     within = Rows.of_counts(lengths)

@@ -127,7 +127,7 @@ def _found(
                         on_problem(piece.name, found)
                     else:
                         yield found
-        except (BrokenFileError, FileNotFoundError) as error:
+        except BrokenFileError as error:
             on_broken(piece.name, str(error))
 
 

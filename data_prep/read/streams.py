@@ -23,7 +23,7 @@ import pyarrow as pa
 from megatrain.data_prep.read.config import ReadConfig
 from megatrain.data_prep.read.files import COLUMNAR, Piece, suffix_of
 from megatrain.data_prep.read.records import BrokenFileError
-from megatrain.storage import REMOTE_CALL_BYTES, URL, one_line, root
+from megatrain.storage import REMOTE_CALL_BYTES, URL, StorageError, one_line, root
 
 BUFFER = 1 << 20
 LINE_BYTES = 1 << 16
@@ -37,8 +37,10 @@ ARROW_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 @contextmanager
 def local(piece: Piece, config: ReadConfig, most: int | None = None) -> Iterator[Piece]:
-    """The piece on a file system. Raises FileNotFoundError, StorageError.
+    """The piece on a file system. Raises StorageError.
 
+    A remote file that isn't found was there when the input was listed, and stores' libraries say the same of a server
+    that doesn't answer well: that is no reason to leave the file out.
     most: where the beginning is enough, about how many bytes of it; a table is always whole.
     """
     if not URL.match(piece.path):
@@ -46,13 +48,16 @@ def local(piece: Piece, config: ReadConfig, most: int | None = None) -> Iterator
         return
     remote = root(piece.path, "input")
     with tempfile.NamedTemporaryFile(prefix="prep-", suffix="".join(suffix_of(piece.path))) as copy:
-        with one_line(remote), remote.fs.open(remote.path, "rb", block_size=REMOTE_CALL_BYTES) as file:
-            begin = max(piece.start - 1, 0)  # the byte before says whether a line begins at `start`
-            if begin:
-                file.seek(begin)
-                copy.seek(begin)
-            size = most if piece.stop is None else piece.stop - begin
-            _copy(file, copy, None if piece.path.endswith(COLUMNAR) else size, config.max_document_bytes)
+        begin = max(piece.start - 1, 0)  # the byte before says whether a line begins at `start`
+        size = most if piece.stop is None else piece.stop - begin
+        copy.seek(begin)
+        try:
+            with one_line(remote), remote.fs.open(remote.path, "rb", block_size=REMOTE_CALL_BYTES) as file:
+                if begin:
+                    file.seek(begin)
+                _copy(file, copy, None if piece.path.endswith(COLUMNAR) else size, config.max_document_bytes)
+        except FileNotFoundError as error:
+            raise StorageError(str(error)) from error
         copy.flush()
         yield replace(piece, path=copy.name)
 

@@ -26,6 +26,7 @@ from tests.tokenizer import make_tokenizer
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 WORKERS = 2
+TASKS = ("units", "finished")
 SEED = int(os.environ.get("MEGATRAIN_CHAOS_SEED", int.from_bytes(os.urandom(4))))
 WORDS = [
     "the",
@@ -59,6 +60,8 @@ def arguments(folder: Path, output: Path) -> list[str]:
         f"tokenizer.path={folder / 'tokenizer.json'}",
         f"workers={WORKERS}",
         "held_out_share=0.1",
+        "deduplicate.exact=true",
+        "deduplicate.fuzzy.enabled=true",
         *sizes,
     ]
 
@@ -75,14 +78,18 @@ def files(output: Path) -> dict[str, bytes]:
 
 
 def units(output: Path) -> dict[str, int]:
-    """The units whose results are there, and which folder that is."""
-    folder = output / WORK / "units"
+    """The units whose results are there, of the first task and of the second, and which folder that is."""
+    paths = [path for name in TASKS for path in (output / WORK / name).glob("[!.]*")]
     found = {}
-    with suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            if not path.name.startswith("."):
-                found[path.name] = path.stat().st_ino
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found[f"{path.parent.name}/{path.name}"] = path.stat().st_ino
     return found
+
+
+def begun(output: Path) -> list[Path]:
+    """What tasks had begun when they died."""
+    return [path for name in TASKS for path in (output / WORK / name).glob(".*.partial")]
 
 
 def kill_one(run: subprocess.Popen[bytes], random: Random) -> bool:
@@ -146,8 +153,7 @@ def test_killed_at_random_moments(folder: Path, deaths: int, tmp_path: Path) -> 
         # What was whole at the death before was not done again.
         now = units(output)
         assert before.items() <= now.items() or not now, f"MEGATRAIN_CHAOS_SEED={SEED}"
-        begun = list((output / WORK / "units").glob(".*.partial")) if now else []
-        assert len(begun) <= WORKERS, f"MEGATRAIN_CHAOS_SEED={SEED}"
+        assert len(begun(output)) <= WORKERS, f"MEGATRAIN_CHAOS_SEED={SEED}"
         before = now
     assert start(folder, output).wait(timeout=120) == 0
     assert files(output) == expected, f"MEGATRAIN_CHAOS_SEED={SEED}"

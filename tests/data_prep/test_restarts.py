@@ -2,11 +2,8 @@
 
 import multiprocessing
 import os
-import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +17,7 @@ from megatrain.data_prep.pipeline import run
 from megatrain.data_prep.report import Report
 from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import GaveUp
-from tests.data_prep.running import WORDS, documents, files, report, text, write_jsonl
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The kernel refuses to let any file of this process grow beyond `size` bytes, as a quota or a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.data_prep.running import WORDS, documents, files, largest_file, report, text, write_jsonl
 
 
 def test_no_space_left(config: PrepConfig, tmp_path: Path) -> None:

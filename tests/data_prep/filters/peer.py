@@ -20,13 +20,14 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from megatrain.data_prep.documents import SCHEMA, Documents, Step
+from megatrain.data_prep.documents import SCHEMA, Documents
 from megatrain.data_prep.filters.c4 import C4
 from megatrain.data_prep.filters.config import C4Config, FineWebConfig, GopherQualityConfig, GopherRepetitionConfig
 from megatrain.data_prep.filters.fineweb import FineWeb
 from megatrain.data_prep.filters.gopher_quality import GopherQuality
 from megatrain.data_prep.filters.gopher_repetition import GopherRepetition
 from megatrain.data_prep.notes import Notes
+from megatrain.data_prep.step import Step
 
 REASONS = (
     {
@@ -124,9 +125,13 @@ def _cut(text: str, seed: random.Random) -> Iterator[str]:
 
 
 def our_filters() -> dict[str, Step]:
-    """The filters that datatrove has too."""
+    """The filters that datatrove has too. Of rules in order the first decides; so once more without those that decide
+    most often."""
     return {
         "gopher_quality": GopherQuality(GopherQualityConfig()),
+        "gopher_quality, letters unjudged": GopherQuality(
+            GopherQualityConfig(min_alphabetic_share=0, min_mean_word_length=0)
+        ),
         "gopher_repetition": GopherRepetition(GopherRepetitionConfig()),
         "fineweb": FineWeb(FineWebConfig()),
         "c4": C4(C4Config()),
@@ -137,6 +142,7 @@ def their_filters() -> dict[str, BaseFilter]:
     """datatrove's, by the same names."""
     return {
         "gopher_quality": GopherQualityFilter(),
+        "gopher_quality, letters unjudged": GopherQualityFilter(max_non_alpha_words_ratio=0, min_avg_word_length=0),
         "gopher_repetition": GopherRepetitionFilter(),
         "fineweb": FineWebQualityFilter(),
         "c4": C4QualityFilter(),

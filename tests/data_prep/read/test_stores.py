@@ -14,7 +14,7 @@ from upath import UPath
 
 from megatrain.data_prep.read.files import Piece, find_files, plan
 from megatrain.data_prep.read.reader import read_unit, sample
-from megatrain.data_prep.read.records import BrokenFileError, Document
+from megatrain.data_prep.read.records import Document
 from megatrain.errors import InputError
 from megatrain.storage import StorageError
 from tests.data.http_server import Fault, serve
@@ -85,8 +85,8 @@ def test_a_suffix_that_isnt_known(url: str) -> None:
         find_files(f"{url}/c.tar")
 
 
-def test_a_file_that_is_gone_is_broken_by_name(url: str) -> None:
-    with pytest.raises(BrokenFileError, match=r"33\.txt"):
+def test_a_file_that_is_gone_fails_its_unit(url: str) -> None:
+    with pytest.raises(StorageError, match=r"33\.txt"):
         of_unit((Piece(f"{url}/b/33.txt", "3.txt", 5),))
 
 
