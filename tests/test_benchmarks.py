@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import checkpoint, common, loader, loader_peers, packing, prep, prep_peers
+from benchmarks import checkpoint, common, corpus, loader, loader_peers, packing, prep, prep_peers
 from megatrain import objectives
 from megatrain.batch import Batch
 from megatrain.config import ObjectiveConfig
@@ -111,6 +112,27 @@ def test_prep_and_its_peers_make_the_same_tokens(tmp_path: Path) -> None:
             assert 2 <= found.bytes_a_token < 2.5
             written.add((found.digest, found.tokens))
     assert len(written) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "place", "language"),
+    [
+        ("libreoffice-help-zh-cn", "usr/share/libreoffice/help/zh-CN/a.html", "zh"),
+        ("gnome-user-docs", "usr/share/help/pt_BR/a.page", "pt"),
+        ("debian-handbook", "usr/share/doc/debian-handbook/html/ja-JP/a.html", "ja"),
+        ("linux-doc-6.1", "usr/share/doc/linux-doc-6.1/html/fb/a.html", "en"),
+        ("linux-doc-6.1", "usr/share/doc/linux-doc-6.1/Documentation/translations/it_IT/a.rst.gz", "it"),
+    ],
+)
+def test_the_language_of_a_page(package: str, place: str, language: str) -> None:
+    assert corpus.language(package, place) == language
+
+
+def test_a_manual_page_without_its_macros(tmp_path: Path) -> None:
+    path = tmp_path / "man" / "cp.1.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(b'.\\" a comment\n.SH NAME\ncp \\- \\fBcopy\\fR files\n'))
+    assert corpus.page_text(path) == "NAME\ncp - copy files"
 
 
 def test_a_contender_that_fails_says_why() -> None:
