@@ -13,6 +13,7 @@ import pytest
 from tests.data_prep.filters.peer import (
     FEW,
     MANY,
+    Decision,
     our_decisions,
     our_filters,
     real_documents,
@@ -21,7 +22,7 @@ from tests.data_prep.filters.peer import (
 )
 
 
-def differences(name: str, texts: Sequence[str]) -> list[tuple[str, object, object]]:
+def differences(name: str, texts: Sequence[str]) -> list[tuple[str, Decision, Decision]]:
     ours = our_decisions(our_filters()[name], texts)
     peer = their_filters()[name]
     theirs = [their_decision(peer, text) for text in texts]
