@@ -59,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 def make_set(folder: Path, megabytes: int) -> Path:
     """Prepares a set of the first so many MB of the Python sources."""
-    texts = documents("")
+    texts = documents("", megabytes)
     write_vocabulary(folder, texts, VOCAB_SIZE)
     write_text(folder, texts, megabytes)
     subprocess.run(prep(folder, folder / "shards"), check=True, stdout=subprocess.DEVNULL)

@@ -90,7 +90,7 @@ class Written:
 
 def measure(arguments: argparse.Namespace) -> Result:
     """A row for each contender, or for each size."""
-    texts = documents(arguments.input)
+    texts = documents(arguments.input, SIZES[-1] if arguments.scaling else arguments.megabytes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_vocabulary(folder, texts, arguments.vocab_size)
@@ -100,10 +100,14 @@ def measure(arguments: argparse.Namespace) -> Result:
         return against_peers(folder, megabytes, Path(arguments.peers), arguments.rounds)
 
 
-def documents(source: str) -> Sequence[str]:
-    """The texts of the Parquet files in a folder, in the order of a hash of their ids; or Python's own sources."""
+def documents(source: str, megabytes: int) -> Sequence[str]:
+    """At least so many MB of text if there are, and TRAIN_BYTES.
+
+    source: a folder of Parquet files, all of whose texts are given, in the order of a hash of their ids; or nothing,
+    for the Python sources of this installation.
+    """
     if not source:
-        return _sources()
+        return list(_first(_sources(), max(megabytes * 1_000_000, TRAIN_BYTES)))
     table = pa.concat_tables(
         [pq.read_table(path, columns=["id", "text"]) for path in sorted(Path(source).glob("*.parquet"))]
     )
@@ -113,14 +117,12 @@ def documents(source: str) -> Sequence[str]:
     return [text for text in table["text"].take(order).to_pylist() if EOS not in text]
 
 
-def _sources() -> list[str]:
-    found = []
+def _sources() -> Iterator[str]:
     for path in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
         with contextlib.suppress(UnicodeDecodeError):
             text = path.read_text()
             if text.strip() and EOS not in text:
-                found.append(text)
-    return found
+                yield text
 
 
 def write_vocabulary(folder: Path, texts: Iterable[str], size: int) -> None:

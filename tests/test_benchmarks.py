@@ -98,7 +98,7 @@ def test_peers_make_the_batches_of_the_loader(tmp_path: Path) -> None:
 
 @pytest.mark.distributed
 def test_prep_and_its_peers_make_the_same_tokens(tmp_path: Path) -> None:
-    texts = [text[:2000] for text in prep.documents("")[:300]]
+    texts = [text[:2000] for text in prep.documents("", 1)[:300]]
     prep.write_vocabulary(tmp_path, texts, 400)
     assert prep.write_text(tmp_path, texts, 1) > 0.1
     written = set()

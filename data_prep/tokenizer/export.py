@@ -45,9 +45,11 @@ def to_tiktoken(data: bytes) -> tiktoken.Encoding:
     merged = [model["vocab"]["".join(merge)] for merge in merges]
     if any(first > second for first, second in pairwise(merged)):
         raise NotExportableError("its ids aren't in the order of its merges")
-    return tiktoken.Encoding(
-        "exported", pat_str=_split(tokenizer["pre_tokenizer"]), mergeable_ranks=ranks, special_tokens={}
-    )
+    # One special token makes encode_to_numpy a third faster: looking for none, it stops at every character. It isn't
+    # asked to find this one either.
+    special = {token["content"]: token["id"] for token in tokenizer["added_tokens"][:1]}
+    split = _split(tokenizer["pre_tokenizer"])
+    return tiktoken.Encoding("exported", pat_str=split, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _split(pre_tokenizer: dict[str, Any] | None) -> str:
