@@ -6,20 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-distributed test-deaths test-parity test-chaos test-models test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-distributed test-slurm test-deaths test-parity test-chaos test-models test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
-test: test-fast test-distributed test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
+test: test-fast test-distributed test-slurm test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
 
-test-fast test-distributed test-deaths test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
+test-fast test-distributed test-slurm test-deaths test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
-	$(PYTEST) -m "not distributed and not gpu and not long"
+	$(PYTEST) -m "not distributed and not slurm and not gpu and not long"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo
 	$(PYTEST) -m "distributed and not chaos and not gpu and not long"
+
+test-slurm: $(VENV)/installed  ## a Slurm cluster of two nodes on this machine; as root, which installs slurm-wlm
+	$(PYTEST) -m "slurm and not long"
 
 test-deaths: $(VENV)/installed  ## the real command killed, its files altered, its disk filled
 	$(PYTEST) -m "chaos and not long"

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -88,13 +89,15 @@ def main(
     description: str,
     measure: Callable[[argparse.Namespace], Result],
     argv: Sequence[str] | None = None,
-    **options: int | str,
+    **options: bool | int | str,
 ) -> int:
-    """Measures and reports; the exit code. `options` are further options and their defaults, of whose type they are."""
+    """Measures and reports; the exit code. `options` are further options and their defaults, of whose type they are;
+    False: a switch."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result")
     for name, default in options.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=" ")
+        how: dict[str, Any] = {"action": "store_true"} if default is False else {"type": type(default)}
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=" ", **how)
     arguments = parser.parse_args(argv)
     load = os.getloadavg()[0]
     result = measure(arguments)

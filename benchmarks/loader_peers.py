@@ -57,10 +57,9 @@ class Peer:
 def to_batch(ids: Tensor, eos: int, objective: Objective) -> Batch:
     """Inputs, targets, positions and masks of ids int32[B, S + 1]."""
     row, place = np.nonzero(ids[:, :-1].numpy() == eos)
-    document = np.zeros(ids.shape, np.int32)
-    document[row, place + 1] = place + 1
+    document = spread(row * ids.shape[1] + place + 1, ids.shape)
     length = torch.full((len(ids),), ids.shape[1], dtype=torch.int32)
-    return objective(Sequences(ids, torch.from_numpy(spread(document)), length, torch.zeros_like(length)))
+    return objective(Sequences(ids, torch.from_numpy(document), length, torch.zeros_like(length)))
 
 
 def write_flat(ids: UInt16, folder: Path, length: int) -> None:  # noqa: ARG001

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -20,12 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Bar, Result, Row, main, rate, take_turns
-from benchmarks.prep import TRAIN_BYTES, VOCAB_SIZE, prep, read_text, write_text
+from benchmarks.prep import documents, write_text, write_vocabulary
+from benchmarks.prep_peers import prep
 from megatrain.data.order import Int64
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data_config import DataConfig, Packing
-from megatrain.data_prep import tokenizer
 
+VOCAB_SIZE = 16_384
 LENGTHS = (2048, 4096, 8192, 32768)
 AT = 4096
 """The length that the bars are for."""
@@ -36,7 +38,7 @@ WITH_TARGETS, READS = 0.99, 0.5
 def measure(arguments: argparse.Namespace) -> Result:
     """A row for each length and packing."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(arguments.set or make_set(Path(name), arguments.megabytes * 1_000_000))
+        folder = Path(arguments.set or make_set(Path(name), arguments.megabytes))
         rows: list[Row] = []
         for length in LENGTHS:
             rows += compare(DataConfig(path=str(folder), index_path=name), length, arguments.rounds)
@@ -55,13 +57,12 @@ def measure(arguments: argparse.Namespace) -> Result:
     )
 
 
-def make_set(folder: Path, size: int) -> Path:
-    """Prepares a set of about `size` bytes of text."""
-    write_text(folder / "text.jsonl", size)
-    texts = list(read_text(folder / "text.jsonl"))
-    vocabulary = tokenizer.train(texts[: 1 + len(texts) * TRAIN_BYTES // size], VOCAB_SIZE)
-    (folder / "tokenizer.json").write_bytes(vocabulary.data)
-    prep(folder)
+def make_set(folder: Path, megabytes: int) -> Path:
+    """Prepares a set of the first so many MB of the Python sources."""
+    texts = documents("")
+    write_vocabulary(folder, texts, VOCAB_SIZE)
+    write_text(folder, texts, megabytes)
+    subprocess.run(prep(folder, folder / "shards"), check=True, stdout=subprocess.DEVNULL)
     return folder / "shards"
 
 

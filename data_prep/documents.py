@@ -1,9 +1,7 @@
 """Documents on their way from the readers to the tokenizer, many at a time.
 
 Design choices:
-- A batch of documents is an Arrow record batch of SCHEMA. It goes through a list of steps: cleaning, filters, personal
-  data, decontamination. A step takes a batch and gives the documents that go on, in the same order; what it did is in
-  the notes (notes.py). Steps know nothing of files, units or workers.
+- A batch of documents is an Arrow record batch of SCHEMA. It goes through a list of steps (step.py).
 - What several steps need of the same texts (words, lines, their counts) is computed once and kept with the batch, until
   a step changes the texts.
 """
@@ -12,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    from megatrain.data_prep.notes import Notes
 
 SCHEMA = pa.schema(
     [
@@ -91,12 +86,3 @@ class Documents:
         place = SCHEMA.get_field_index(name)
         batch = self.batch.set_column(place, SCHEMA.field(place), values)
         return Documents(batch, {} if name == "text" else self._derived)
-
-
-class Step(Protocol):
-    """One step of preparing documents. Its result depends on the documents alone, batch by batch."""
-
-    name: str
-
-    def __call__(self, documents: Documents, notes: Notes) -> Documents:
-        """The documents that go on, in order; what became of the others, and what was changed, is noted."""

@@ -93,7 +93,7 @@ class Notes:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
-        return asdict(self)
+        return asdict(self) | {"entered": dict(self.entered)}  # asdict takes a Counter for a list
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Notes:

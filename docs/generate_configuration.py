@@ -106,10 +106,13 @@ def _enum_docstring(hint: Any) -> str | None:
 
 
 def field_docstrings(schema: type) -> dict[str, str]:
-    """The string below each field of a dataclass, on one line."""
+    """The string below each field of a dataclass and of those it is made of, on one line."""
+    found: dict[str, str] = {}
+    for base in schema.__mro__[1:]:
+        if dataclasses.is_dataclass(base):
+            found |= field_docstrings(base)
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)
-    found = {}
     for statement, below in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             match below:

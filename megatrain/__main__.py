@@ -16,6 +16,7 @@ from megatrain.errors import BAD_INPUT, DONE, InputError, MegatrainError
 
 COMMANDS = {
     "prep": ("megatrain.data_prep.pipeline", "text to tokenized WebDataset shards"),
+    "merge": ("megatrain.data_prep.merge", "several prepared sets to one, of links to their shards"),
     "train": ("megatrain.launcher", "train on this machine's ranks; continues what run_dir holds"),
     "eval": ("megatrain.evaluate.eval_command", "loss, perplexity and bits per byte of a checkpoint"),
     "generate": ("megatrain.evaluate.generate_command", "text from a checkpoint"),

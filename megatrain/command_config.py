@@ -15,7 +15,9 @@ class EvalDataConfig:
     """What `megatrain eval` reads."""
 
     path: str | None = None
-    """A folder that `megatrain prep` wrote; its held-out split is evaluated."""
+    """A folder that `megatrain prep` wrote, or its URL; its held-out split is evaluated."""
+    index_path: str | None = None
+    """The folder that keeps the tables of large sets; null: beside the manifest."""
 
 
 @dataclass
@@ -110,7 +112,7 @@ class InspectConfig:
     """`megatrain inspect`."""
 
     path: str = MISSING
-    """A shard set, a run directory or a step's folder; the URL of one of the latter two."""
+    """A shard set, a run directory or a step's folder, or the URL of one."""
     sample: int | None = None
     """Show the text of this sample of the training order instead: a run's own, or that of a set alone."""
     order: str | None = None
@@ -119,5 +121,8 @@ class InspectConfig:
     """Tokens of a set's samples; null: 2048. Where given, the share of padding is shown too. A run has its own."""
     packing: Packing | None = None
     """How a set's documents are put into samples; null: concat. A run has its own."""
+    index_path: str | None = None
+    """The folder that keeps the tables of best_fit and of large sets; null: beside the manifest of a set, and a run's
+    own."""
     seed: int | None = None
     """Of a set's order; null: 0. A run has its own."""

@@ -26,6 +26,7 @@ CONF = Path(__file__).parent / "conf"
 
 SCHEMAS = {
     "prep": "megatrain.data_prep.config:PrepConfig",
+    "merge": "megatrain.data_prep.merge_config:MergeConfig",
     "train": "megatrain.config:TrainConfig",
     "eval": "megatrain.command_config:EvalConfig",
     "generate": "megatrain.command_config:GenerateConfig",
@@ -36,6 +37,8 @@ SCHEMAS = {
     "inspect": "megatrain.command_config:InspectConfig",
 }
 """The dataclass of each command's configuration."""
+RECIPES = {"prep": ("data_prep",)}
+"""The groups of a command that are no key of it: each choice sets keys of several groups."""
 
 
 def compose(command: str, arguments: Sequence[str]) -> Any:
@@ -45,7 +48,7 @@ def compose(command: str, arguments: Sequence[str]) -> Any:
     """
     module, _, name = SCHEMAS[command].partition(":")
     schema = _with_choices(getattr(importlib.import_module(module), name), arguments)
-    overrides = list(_overrides(arguments, schema))
+    overrides = list(_overrides(arguments, schema, RECIPES.get(command, ())))
     config = _run_hydra(command, overrides, schema)
     if config is None:
         return None
@@ -78,7 +81,7 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
 
 
-def _overrides(arguments: Sequence[str], schema: type) -> Iterator[str]:
+def _overrides(arguments: Sequence[str], schema: type, recipes: Sequence[str]) -> Iterator[str]:
     """The arguments as Hydra's grammar wants them. Raises InputError for one that isn't a key=value of `schema`."""
     words = iter(arguments)
     for argument in words:
@@ -94,7 +97,7 @@ def _overrides(arguments: Sequence[str], schema: type) -> Iterator[str]:
         elif not key or not equals:
             raise InputError(f"{argument}: arguments are key=value, such as {key or 'KEY'}={value or '...'}")
         else:
-            yield _override(key, value, schema)
+            yield argument if key in recipes else _override(key, value, schema)
 
 
 def _override(key: str, value: str, schema: type) -> str:

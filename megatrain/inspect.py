@@ -8,10 +8,10 @@ Design choices:
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,17 +29,19 @@ from megatrain.checkpoint.folders import CHECKPOINTS, F, read_state, resolve, sc
 from megatrain.checkpoint.format import COMMIT
 from megatrain.checkpoint.reader import CheckpointReader
 from megatrain.command_config import InspectConfig
+from megatrain.data.cache import Cache
 from megatrain.data.documents import Extract, extracts
 from megatrain.data.format import (
     HELD_OUT,
     MANIFEST,
     TRAIN,
     ShardSet,
-    index_path,
+    index_name,
     metadata_path,
     open_set,
-    read_manifest,
+    parse_manifest,
 )
+from megatrain.data.remote import open_remote
 from megatrain.data.samples import SampleOrder, Source, open_sources
 from megatrain.data.state import State, start_state
 from megatrain.data_config import DataConfig, Packing
@@ -56,16 +58,20 @@ def run(config: InspectConfig) -> int:
     if config.sample is not None or config.order is not None:
         return _show_order(config)
     if storage.URL.match(config.path):
-        return DONE if _show_checkpoints(storage.root(config.path, "path")) else BUG
-    path = Path(config.path)
-    if CHECKPOINTS in listing(path) or COMMIT in listing(path) or path.name.startswith("step_"):
-        whole = _show_checkpoints(path)
-    elif splits := [folder for folder in (path, path / TRAIN, path / HELD_OUT) if (folder / MANIFEST).is_file()]:
-        verdicts = [_show(str(folder), _split_rows(folder, config)) for folder in splits]
-        whole = all(verdicts)
+        whole = _show_path(storage.root(config.path, "path"), config)
     else:
-        raise bad_value("path", config.path, "give a shard set, a run directory or the folder of a step")
+        whole = _show_path(Path(config.path), config)
     return DONE if whole else BUG
+
+
+def _show_path(path: F, config: InspectConfig) -> bool:
+    """Whatever is there. Raises InputError where nothing is."""
+    if CHECKPOINTS in listing(path) or COMMIT in listing(path) or path.name.startswith("step_"):
+        return _show_checkpoints(path)
+    verdicts = [_show(str(folder), _split_rows(folder, split, config)) for folder, split in _splits(path)]
+    if not verdicts:
+        raise bad_value("path", config.path, "give a shard set, a run directory or the folder of a step")
+    return all(verdicts)
 
 
 def _show_checkpoints(path: F) -> bool:
@@ -122,8 +128,24 @@ def _checkpoint_rows(folder: Folder) -> Iterator[Row]:
     reader.verify_all()
 
 
-def _split_rows(folder: Path, config: InspectConfig) -> Iterator[Row]:
-    opened = open_set(folder, read_manifest(folder / MANIFEST).split)
+def _splits(path: Folder) -> list[tuple[Folder, str]]:
+    """The splits of a set, or the one that `path` is, each with its name. Raises InputError, StorageError."""
+    found: list[tuple[Folder, str]] = []
+    for folder in (path, path / TRAIN, path / HELD_OUT):
+        manifest = folder / MANIFEST
+        with suppress(FileNotFoundError):
+            with storage.one_line(manifest):
+                data = manifest.read_bytes()
+            found.append((folder, parse_manifest(data, str(manifest)).split))
+    return found
+
+
+def _split_rows(folder: Folder, split: str, config: InspectConfig) -> Iterator[Row]:
+    data = _data_of(config, folder)
+    if isinstance(folder, Path):
+        opened = open_set(folder, split)
+    else:
+        opened = open_remote(str(folder), split, "path", data.remote, Cache(data.cache), allow_damage=False)
     manifest = opened.manifest
     yield "split", manifest.split
     yield "tokens", f"{manifest.tokens:,} of {manifest.id_dtype}"
@@ -134,24 +156,28 @@ def _split_rows(folder: Path, config: InspectConfig) -> Iterator[Row]:
     yield "manifest sha256", manifest.sha256
     _verify_split(opened)
     if config.sequence_length is not None:
-        (source,) = open_sources(_data_of(config, folder), _sequence_length(config), manifest.split)
+        (source,) = open_sources(data, _sequence_length(config), split)
         name = f"samples of {config.sequence_length:,}, {source.index.packing.value}"
         yield name, f"{source.index.samples:,}, {source.index.padding_share:.2%} of their positions are padding"
 
 
 def _verify_split(opened: ShardSet) -> None:
     """Hashes every file of a split. Raises GaveUp naming the first that is altered."""
-    for number, shard in enumerate(opened.manifest.shards):
-        tar = opened.path(number)
+    folder = opened.folder if opened.tars is None else storage.root(str(opened.tars), "path")
+    for shard in opened.manifest.shards:
+        tar = folder / shard.name
         digests = {
             tar: shard.xxh3_128,
-            index_path(tar): shard.index_xxh3_128,
-            metadata_path(tar): shard.metadata_xxh3_128,
+            tar.with_name(index_name(shard.name)): shard.index_xxh3_128,
+            tar.with_name(metadata_path(Path(shard.name)).name): shard.metadata_xxh3_128,
         }
         for path, digest in digests.items():
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != digest:
-                    raise GaveUp(f"{path}: altered since the manifest was written (xxh3-128 differs)")
+            found = xxhash.xxh3_128()
+            with storage.one_line(path), path.open("rb") as file:
+                while data := file.read(storage.REMOTE_CALL_BYTES):
+                    found.update(data)
+            if found.hexdigest() != digest:
+                raise GaveUp(f"{path}: altered since the manifest was written (xxh3-128 differs)")
 
 
 def _show_order(config: InspectConfig) -> int:
@@ -205,12 +231,13 @@ def _trained_on(config: InspectConfig) -> tuple[DataConfig, int, State]:
         raise bad_value("path", path, "holds weights that were trained on nothing here")
     known = {key: value for key, value in written.items() if key in DataConfig.__dataclass_fields__}
     data = cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), known)))
+    data = replace(data, index_path=config.index_path or data.index_path)
     return data, saved["config"]["seed"], cast(State, saved["data"])
 
 
-def _data_of(config: InspectConfig, path: Path | str) -> DataConfig:
+def _data_of(config: InspectConfig, path: Folder | str) -> DataConfig:
     """A set alone, as it is asked for."""
-    return DataConfig(path=str(path), packing=config.packing or Packing.concat)
+    return DataConfig(path=str(path), packing=config.packing or Packing.concat, index_path=config.index_path)
 
 
 def _sequence_length(config: InspectConfig) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from megatrain.config import EngineName, TrainConfig
-from megatrain.data.plan import every
+from megatrain.data.plan import Settings, every
 from megatrain.data.slots import idle_share, micro_batches
 from megatrain.errors import bad_value
 from megatrain.parallel.schedules import INTERLEAVED, ONE_F_ONE_B, nearest_micro_batches
@@ -33,16 +33,16 @@ def check(config: TrainConfig) -> None:
         # Gathers and reductions of other streams between a pipeline's sends: NCCL may hang, and no GPU has tried it.
         raise bad_value("engine.overlap_communication", "true", "not in a pipeline; legal: null or false")
     for phase in every(config):
-        _check_tensor(phase)
+        _check_tensor(config, phase)
     _check_pipeline(config)
 
 
-def _check_tensor(config: TrainConfig) -> None:
+def _check_tensor(config: TrainConfig, phase: Settings) -> None:
     given, model = config.parallel.tensor, config.model
 
     def fits(size: int) -> bool:
         shares_heads = model.num_kv_heads % size == 0 or size % model.num_kv_heads == 0
-        whole = (model.num_heads, model.intermediate_size, config.sequence_length)
+        whole = (model.num_heads, model.intermediate_size, phase.sequence_length)
         return shares_heads and all(number % size == 0 for number in whole)
 
     if not fits(given):
@@ -50,8 +50,8 @@ def _check_tensor(config: TrainConfig) -> None:
             "parallel.tensor",
             given,
             f"has to divide model.num_heads={model.num_heads}, model.intermediate_size={model.intermediate_size} and "
-            f"sequence_length={config.sequence_length}, and model.num_kv_heads={model.num_kv_heads} or be a multiple; "
-            f"legal: {_nearest(given, fits)}",
+            f"{phase.keys['sequence_length']}={phase.sequence_length}, and model.num_kv_heads={model.num_kv_heads} or "
+            f"be a multiple; legal: {_nearest(given, fits)}",
         )
 
 
@@ -100,22 +100,23 @@ def check_ranks(config: TrainConfig, ranks: int, ranks_of_a_node: int) -> None:
             f"legal: {_nearest(parallel.replicate, lambda size: data % size == 0)}",
         )
     for phase in every(config):
-        _check_batch(phase, data)
+        _check_batch(config, phase, data)
 
 
-def _check_batch(config: TrainConfig, ranks: int) -> None:
+def _check_batch(config: TrainConfig, phase: Settings, ranks: int) -> None:
     """The global batch gives every data-parallel rank something to do, and a pipeline enough to go round."""
-    given, micro_batch_size = config.global_batch_size, config.micro_batch_size
+    given, micro_batch_size, key = phase.global_batch_size, phase.micro_batch_size, phase.keys["global_batch_size"]
     if given < ranks:
-        raise bad_value("global_batch_size", given, f"{ranks} ranks need a sample each; legal: at least {ranks}")
+        raise bad_value(key, given, f"{ranks} ranks need a sample each; legal: at least {ranks}")
     idle = idle_share(given, micro_batch_size, ranks)
     if idle > config.launch.max_idle_share:
         whole = micro_batch_size * ranks
         nearest = max(whole, round(given / whole) * whole)
         raise bad_value(
-            "global_batch_size",
+            key,
             given,
-            f"leaves {idle:.1%} of the slots of {ranks} ranks with micro_batch_size={micro_batch_size} empty; "
+            f"leaves {idle:.1%} of the slots of {ranks} ranks with "
+            f"{phase.keys['micro_batch_size']}={micro_batch_size} empty; "
             f"legal: {nearest}, or launch.max_idle_share={idle:.3f}",
         )
     if config.parallel.pipeline > 1:
@@ -123,7 +124,7 @@ def _check_batch(config: TrainConfig, ranks: int) -> None:
         legal = nearest_micro_batches(config.parallel.schedule, config.parallel.pipeline, number)
         if number != legal:
             raise bad_value(
-                "global_batch_size",
+                key,
                 given,
                 f"is {number} micro-batches of {micro_batch_size} for each of {ranks} data-parallel ranks, which "
                 f"parallel.schedule={config.parallel.schedule} with {config.parallel.pipeline} stages can't take; "

@@ -40,6 +40,7 @@ from megatrain.data.loader import Loader, held_out_batches
 from megatrain.data.plan import Plan
 from megatrain.data.samples import Source, open_sources
 from megatrain.data.state import State
+from megatrain.data_config import WhenBad
 from megatrain.engines import select
 from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader, WeightsOnly
@@ -54,7 +55,7 @@ from megatrain.observe.records import without_secrets
 from megatrain.observe.sinks import build_sinks, new_wandb_run_id
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
-from megatrain.resilience.agreement import Agreement
+from megatrain.resilience.agreement import Agreement, Notices
 from megatrain.resilience.beats import FIRST_STEP
 from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import clear_outcome, write_outcome
@@ -186,6 +187,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         step=step,
         saved_step=step if saved else None,
         progress=progress,
+        bad_members=Notices(_store(), _attempt()) if config.data.bad_member is WhenBad.skip else None,
     )
     trainer.event(
         "resume" if saved else "start",

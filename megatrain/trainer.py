@@ -33,6 +33,7 @@ from megatrain.errors import GaveUp
 from megatrain.observe.events import EventLog
 from megatrain.observe.metrics import DIGEST, MetricStream
 from megatrain.parallel.mesh import Mesh
+from megatrain.resilience.agreement import Notices
 from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement
 
@@ -48,6 +49,7 @@ class Trainer:
     saved_step: the last one that has a checkpoint. held_out_loss: of which step, 0-dim on the device.
     blocked_seconds: how long the last save kept training waiting.
     progress: is told where this is, for the watchdog.
+    bad_members: where ranks say which ones they skipped; None where that is an error.
     """
 
     config: TrainConfig
@@ -64,6 +66,7 @@ class Trainer:
     step: int = 0
     saved_step: int | None = None
     progress: Progress = field(default_factory=Progress)
+    bad_members: Notices | None = None
     held_out_loss: tuple[int, Tensor] = (-1, torch.tensor(0.0))
     blocked_seconds: float = 0.0
 
@@ -78,12 +81,24 @@ class Trainer:
                 break
             for segment in batch.begun:
                 self.event("segment", **segment)
+            self.note_bad_members(batch.bad_members)
             self.train_step(batch, began)
             began = time.perf_counter()
             self.after_step()
             reason = self.stopping.poll(self.step)
         self.save_last()
+        self.note_bad_members()  # All ranks have come to the end.
         return reason
+
+    def note_bad_members(self, met: Sequence[str] = ()) -> None:
+        """Leaves those that this rank met first in the step at hand to rank 0, which writes down each once."""
+        if self.bad_members is None:
+            return
+        for line in met:
+            self.bad_members.give(line)
+        if self.events is not None:
+            for line in self.bad_members.take():
+                self.event("bad_member", reason=line)
 
     def train_step(self, batch: RankBatch, began: float) -> None:
         """One optimizer step. began: when the one before it was over, in perf_counter's seconds."""

@@ -4,18 +4,22 @@ Design choices:
 - Nothing of megatrain and no numpy. Documents are lists of ids; what a closed form finds is looked for one by one:
   where a source is used up by counting samples, a sample's unit by going through all units.
 - A packing is a function from a unit's documents and S to its samples; PACKINGS has them by name.
+- ReferenceOrder is one segment; ReferenceRun walks through a run step by step, and begins another where something
+  changes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import isqrt
 
 import xxhash
 
+Tree = str | tuple[int, "Tree", "Tree"]
+"""A name, or the left child's part times 2^32 and the two children."""
 Documents = Sequence[Sequence[int]]
 """Documents as their ids, EOS included."""
 WORD = 1 << 64
@@ -50,8 +54,17 @@ class ReferenceSample:
     length: int
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Where a source is when a segment's mixture begins: which permutation, its place in it, and the epochs before."""
+
+    permutation: int = 0
+    place: int = 0
+    epochs: float = 0.0
+
+
 class ReferenceOrder:
-    """The samples of a run."""
+    """The samples of a segment whose mixture deals from sample `first` on. begun: of sources that were there before."""
 
     def __init__(
         self,
@@ -63,13 +76,16 @@ class ReferenceOrder:
         packing: str = "concat",
         shuffle_block: int | None = None,
         shuffle_blocks: int = 64,
-        permutation: int = 0,
+        first: int = 0,
+        begun: Mapping[str, Begun] | None = None,
+        cuts: dict[int, list[list[Cut]]] | None = None,
     ) -> None:
         self.sources = dict(sorted(sources.items()))
         self.seed, self.length, self.eos = seed, sequence_length, eos
-        self.block, self.blocks = shuffle_block, shuffle_blocks
-        self.permutation = permutation
-        self._cuts: dict[int, list[list[Cut]]] = {}
+        self.packing, self.block, self.blocks = packing, shuffle_block, shuffle_blocks
+        self.first = first
+        self.begun = {name: (begun or {}).get(name, Begun()) for name in self.sources}
+        self._cuts: dict[int, list[list[Cut]]] = {} if cuts is None else cuts
         self._cut = PACKINGS[packing]
         self.samples = {name: sum(map(len, self._units(name))) for name in self.sources}
 
@@ -98,30 +114,50 @@ class ReferenceOrder:
 
     def _mixture(self, n: int) -> tuple[str, int]:
         """The source of sample n, and its place in the source's stream."""
-        limits = {
-            name: None if source.max_epochs is None else max(1, round(source.max_epochs * self.samples[name]))
-            for name, source in self.sources.items()
-        }
+        given, tree, m = self._dealt(n - self.first)
+        if tree is None:
+            raise IndexError(n)
+        before, after = counts(tree, m), counts(tree, m + 1)
+        (name,) = (name for name in after if after[name] > before[name])
+        return name, self.begun[name].place + given[name] + before[name]
+
+    def given(self, m: int) -> dict[str, int]:
+        """How many of the first m samples from `first` on each source gives."""
+        given, tree, m = self._dealt(m)
+        more = {} if tree is None else counts(tree, m)
+        return {name: count + more.get(name, 0) for name, count in given.items()}
+
+    def _dealt(self, m: int) -> tuple[dict[str, int], Tree | None, int]:
+        """What each source had given when the last one before sample m was used up, the tree from there on (None: all
+        were), and how far behind it m is."""
+        limits = {name: limit for name in self.sources if (limit := self._limit(name)) is not None}
         given = dict.fromkeys(self.sources, 0)
-        while alive := [name for name in self.sources if given[name] != limits[name]]:
+        while alive := [
+            name for name, source in self.sources.items() if source.weight and given[name] != limits.get(name)
+        ]:
             tree = huffman({name: self.sources[name].weight for name in alive})
-            limited = {name: limit for name in alive if (limit := limits[name]) is not None}
-            length = 0 if limited else n + 1
-            while length <= n and all(given[name] + counts(tree, length)[name] < limited[name] for name in limited):
+            limited = [name for name in alive if name in limits]
+            length = 0 if limited else m + 1
+            while length <= m and all(given[name] + counts(tree, length)[name] < limits[name] for name in limited):
                 length += 1
-            if n < length:
-                before, after = counts(tree, n), counts(tree, n + 1)
-                (name,) = (name for name in alive if after[name] > before[name])
-                return name, given[name] + before[name]
-            n -= length
+            if m < length:
+                return given, tree, m
+            m -= length
             for name, more in counts(tree, length).items():
                 given[name] += more
-        raise IndexError(n)
+        return given, None, m
+
+    def _limit(self, name: str) -> int | None:
+        """How many samples the source may give in the segment."""
+        max_epochs, size, begun = self.sources[name].max_epochs, self.samples[name], self.begun[name]
+        if max_epochs is None:
+            return None
+        return max(0, max(1, round(max_epochs * size)) - begun.place - round(begun.epochs * size))
 
     def _shuffled(self, name: str, place: int) -> int:
         """The sample at a place of the source's stream."""
         size = self.samples[name]
-        text = json.dumps([self.seed, name, self.permutation]).encode()
+        text = json.dumps([self.seed, name, self.begun[name].permutation]).encode()
         key = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
         epoch, p = divmod(place, size)
         epoch_key = mix(mix(epoch) ^ key)
@@ -141,6 +177,77 @@ class ReferenceOrder:
             if id(shard) not in self._cuts:
                 self._cuts[id(shard)] = [self._cut(unit, self.length) for unit in units(shard, self.length)]
             yield from self._cuts[id(shard)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for at a step."""
+
+    sources: Mapping[str, ReferenceSource]
+    sequence_length: int
+    global_batch_size: int
+    packing: str = "concat"
+    shuffle_block: int | None = None
+    shuffle_blocks: int = 64
+
+
+class ReferenceRun:
+    """A run from sample 0 on. n: the next sample. order: the segment it is in."""
+
+    def __init__(self, asked: Asked, seed: int, *, eos: int = 0, pass_over: Sequence[tuple[int, int]] = ()) -> None:
+        self.n, self.seed, self.eos, self.pass_over = 0, seed, eos, pass_over
+        self._cuts: dict[tuple[int, str], dict[int, list[list[Cut]]]] = {}  # Cutting is most of the work.
+        self.order, self._asked = self._order(asked, {}), asked
+
+    def change(self, asked: Asked) -> None:
+        """Asks for something else from sample n on."""
+        before, self._asked = self._asked, asked
+        if replace(asked, global_batch_size=before.global_batch_size) == before:
+            return
+        given = self.order.given(self.n - self.order.first)
+        cut_alike = (asked.sequence_length, asked.packing) == (before.sequence_length, before.packing)
+        blocks_alike = (asked.shuffle_block, asked.shuffle_blocks) == (before.shuffle_block, before.shuffle_blocks)
+        begun = {}
+        for name in asked.sources.keys() & before.sources.keys():
+            old = self.order.begun[name]
+            place = old.place + given[name]
+            if cut_alike and blocks_alike and asked.sources[name].shards == before.sources[name].shards:
+                begun[name] = replace(old, place=place)
+            else:
+                begun[name] = Begun(old.permutation + 1, 0, old.epochs + place / self.order.samples[name])
+        self.order = self._order(asked, begun)
+
+    def step(self) -> tuple[int, int] | None:
+        """The first sample of the next step, which is trained, and its batch_digest; None: the data are used up."""
+        size = self._asked.global_batch_size
+        while touched := [last for first, last in self.pass_over if first < self.n + size and last >= self.n]:
+            self.n = max(touched) + 1
+        first, samples = self.n, size
+        while samples and not self._holds(first + samples - 1):
+            samples -= 1
+        self.n += samples
+        return (first, self.order.batch_digest(first, samples)) if samples else None
+
+    def _holds(self, n: int) -> bool:
+        try:
+            self.order.sample(n)
+        except IndexError:
+            return False
+        return True
+
+    def _order(self, asked: Asked, begun: Mapping[str, Begun]) -> ReferenceOrder:
+        return ReferenceOrder(
+            asked.sources,
+            self.seed,
+            asked.sequence_length,
+            eos=self.eos,
+            packing=asked.packing,
+            shuffle_block=asked.shuffle_block,
+            shuffle_blocks=asked.shuffle_blocks,
+            first=self.n,
+            begun=begun,
+            cuts=self._cuts.setdefault((asked.sequence_length, asked.packing), {}),
+        )
 
 
 def units(shard: Sequence[Documents], length: int) -> Iterator[Documents]:
@@ -187,9 +294,6 @@ def best_fit(unit: Documents, length: int) -> list[Cut]:
 
 
 PACKINGS = {"concat": concat, "best_fit": best_fit}
-
-Tree = str | tuple[int, "Tree", "Tree"]
-"""A name, or the left child's part times 2^32 and the two children."""
 
 
 def huffman(weights: Mapping[str, float]) -> Tree:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import checkpoint, common, loader, loader_peers, packing, prep
+from benchmarks import checkpoint, common, loader, loader_peers, packing, prep, prep_peers
 from megatrain import objectives
 from megatrain.batch import Batch
 from megatrain.config import ObjectiveConfig
-from megatrain.data_prep import tokenizer
 from tests.data.sets import EOS, row, write_set
 
 
@@ -96,13 +96,26 @@ def test_peers_make_the_batches_of_the_loader(tmp_path: Path) -> None:
     assert len(set().union(*peers)) == (len(ids) - 1) // 512
 
 
-def test_prep_and_its_peer_make_the_same_tokens(tmp_path: Path) -> None:
-    assert prep.write_text(tmp_path / "text.jsonl", 50_000) >= 50_000
-    vocabulary = tokenizer.train(prep.read_text(tmp_path / "text.jsonl"), 400)
-    (tmp_path / "tokenizer.json").write_bytes(vocabulary.data)
-    tokens = prep.prep(tmp_path)
-    assert tokens > 0
-    assert [prep.encode(tmp_path, vocabulary.eos_id, method) for method in prep.METHODS] == [tokens, tokens]
+@pytest.mark.distributed
+def test_prep_and_its_peers_make_the_same_tokens(tmp_path: Path) -> None:
+    texts = [text[:2000] for text in prep.documents("")[:300]]
+    prep.write_vocabulary(tmp_path, texts, 400)
+    assert prep.write_text(tmp_path, texts, 1) > 0.1
+    written = set()
+    for each in prep_peers.contenders(tmp_path):
+        if each.name in (prep_peers.PREP, prep_peers.ALONE, prep_peers.MEGATRON, prep_peers.DATATROVE[0]):
+            cost = prep.cost(each.command(tmp_path, tmp_path / each.name))
+            assert cost.cpu_seconds > 0.1
+            assert cost.peak_bytes > 2e7
+            found = prep.inspect(each, tmp_path / each.name)
+            assert 2 <= found.bytes_a_token < 2.5
+            written.add((found.digest, found.tokens))
+    assert len(written) == 1
+
+
+def test_a_contender_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="a reason"):
+        prep.cost([sys.executable, "-c", "raise SystemExit('a reason')"])
 
 
 def test_only_concatenation_cuts_documents_that_fit(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from typing import get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from megatrain.compose import CONF, SCHEMAS, compose
+from megatrain.compose import CONF, RECIPES, SCHEMAS, compose
 from megatrain.config import TrainConfig
+from megatrain.data_prep.config import PrepConfig
+from megatrain.data_prep.config import check as check_prep
+from megatrain.data_prep.steps import steps
 from megatrain.model import spec
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +48,7 @@ line. `model.spec` and `data.format` are files that lie lower than the folder th
 
 ONLY = {
     "kernels": {"device"},
-    "data_prep": {"errors", "data.format"},
+    "data_prep": {"errors", "data.format", "storage"},
     "model.spec": {"config", "errors"},
     "data.format": {"errors", "storage"},
 }
@@ -163,8 +166,8 @@ def test_every_part_of_the_list_exists() -> None:
         ("model", "if TYPE_CHECKING:\n    from megatrain.trainer import Trainer", ["model imports trainer"]),
         ("kernels.attention.op", "from megatrain.batch import Batch", ["kernels.attention.op imports batch"]),
         ("kernels.attention.op", "from megatrain.device import CPU", []),
-        ("data_prep.shards", "from megatrain.data.order import Int64", ["data_prep.shards imports data.order"]),
-        ("data_prep.shards", "from megatrain.data.format import Manifest", []),
+        ("data_prep.shards.cut", "from megatrain.data.order import Int64", ["data_prep.shards.cut imports data.order"]),
+        ("data_prep.shards.cut", "from megatrain.data.format import Manifest", []),
         ("model.spec", "import megatrain.parallel", ["model.spec imports parallel"]),
         ("engines.deepspeed", "from megatrain.engines import ranges", []),
     ],
@@ -265,13 +268,23 @@ def test_every_function_fits_a_screen() -> None:
     assert long == {}
 
 
-CHOICES = sorted(path.relative_to(CONF).with_suffix("").parts for path in CONF.glob("*/*.yaml"))
+EVERY_CHOICE = sorted(path.relative_to(CONF).with_suffix("").parts for path in CONF.glob("*/*.yaml"))
+RECIPE_CHOICES = [choice for choice in EVERY_CHOICE if choice[0] in RECIPES["prep"]]
+CHOICES = [choice for choice in EVERY_CHOICE if choice not in RECIPE_CHOICES]
 """(group, choice) of each file in a group's folder."""
 
 
 def test_every_file_of_conf_is_a_command_or_a_choice() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} == {*SCHEMAS, "base"}
     assert {group for group, _ in CHOICES} <= set(get_type_hints(TrainConfig))
+
+
+@pytest.mark.parametrize(("group", "choice"), RECIPE_CHOICES)
+def test_every_recipe_composes(group: str, choice: str) -> None:
+    config = compose("prep", ["input=i", "output=o", "tokenizer.train=true", f"{group}={choice}"])
+    assert isinstance(config, PrepConfig)
+    check_prep(config)
+    assert steps(config, None) or choice == "plain"
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import xxhash
 from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
-from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, metadata_path, shard_name
+from megatrain.data.format import HELD_OUT, TOKENIZER, TRAIN, Manifest, ShardList, metadata_path, shard_name
 from megatrain.data_config import Packing
-from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
+from megatrain.data_prep.shards.writer import ShardWriter
 from megatrain.errors import InputError
 from megatrain.inspect import run
 from tests.checkpoint.layouts import even_layout, random_whole, trainer_state
+from tests.data.http_server import serve
 
 SHAPES: dict[str, tuple[int, ...]] = {"embedding": (50, 20), "head": (20, 50)}
 
@@ -89,7 +92,7 @@ def write_split(folder: Path, split: str) -> None:
         writer.add(np.arange(1000, dtype="<u2"), np.array([400, 600], "<u4"))
         entries.append(writer.commit("pages", "en", xxhash.xxh3_128_hexdigest(metadata_path(tar).read_bytes())))
     sha256 = hashlib.sha256(b"{}").hexdigest()
-    write_manifest(folder / split, Manifest(split, "uint16", 1000, 0, sha256, 2000, 4, tuple(entries)))
+    write_manifest(folder / split, Manifest(split, "uint16", 1000, 0, sha256, 2000, 4, ShardList.of(entries)))
 
 
 def test_a_whole_set_shows_its_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +127,41 @@ def test_an_altered_file_of_a_set_is_named(tmp_path: Path, suffix: str, capsys: 
     flip(altered, 100)
     assert run(InspectConfig(path=str(tmp_path))) == 1
     assert f"not whole: {altered}: altered" in capsys.readouterr().out
+
+
+def test_a_set_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the cache is
+    write_split(tmp_path / "set", TRAIN)
+    write_split(tmp_path / "set", HELD_OUT)
+    with serve(tmp_path) as server:
+        url = f"{server.url}/set"
+        assert run(InspectConfig(path=url, sequence_length=450)) == 0
+        assert run(InspectConfig(path=f"{url}/{HELD_OUT}")) == 0
+        flip(tmp_path / "set" / HELD_OUT / "shard-000001.parquet", 100)
+        assert run(InspectConfig(path=url)) == 1
+        with pytest.raises(InputError, match=r"^path=.*: give a shard set, a run directory or the folder of a step$"):
+            run(InspectConfig(path=server.url))
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("http")] == [
+        f"{url}/{TRAIN}",
+        f"{url}/{HELD_OUT}",
+        f"{url}/{HELD_OUT}",
+        f"{url}/{TRAIN}",
+        f"{url}/{HELD_OUT}",
+    ]
+    assert out.count("samples of 450, concat") == 2
+    assert f"not whole: {url}/{HELD_OUT}/shard-000001.parquet: altered" in out
+
+
+def test_tables_go_where_they_are_told(tmp_path: Path) -> None:
+    write_split(tmp_path / "set", TRAIN)
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    asked = InspectConfig(path=str(tmp_path / "set"), sequence_length=450, packing=Packing.best_fit)
+    asked.index_path = str(tables)
+    assert run(asked) == 0
+    assert [path.name.split("-")[:2] for path in tables.iterdir()] == [["best_fit", "450"]]
+    assert not list((tmp_path / "set" / TRAIN).glob("*.index"))
 
 
 def test_a_set_that_lacks_a_file_is_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.command_config import InspectConfig
 from megatrain.compose import plain
 from megatrain.data.documents import extracts
-from megatrain.data.format import TOKENIZER, TRAIN, Manifest
+from megatrain.data.format import TOKENIZER, TRAIN
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State, start_state, then
 from megatrain.data_config import DataConfig, SourceConfig
-from megatrain.data_prep.shards import write_manifest
-from megatrain.data_prep.splits import METADATA, SplitWriter
+from megatrain.data_prep.config import PrepConfig
+from megatrain.data_prep.pipeline import run as prepare
+from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import GaveUp, InputError
 from megatrain.inspect import run
 from tests.checkpoint.layouts import even_layout, random_whole, trainer_state
@@ -35,21 +36,15 @@ TEXTS = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A set of nine documents, in members of a few."""
-    folder = tmp_path / "set"
-    (folder / TRAIN).mkdir(parents=True)
-    tokenizer = load(make_tokenizer(folder / TOKENIZER))
-    writer = SplitWriter(folder / TRAIN, member_bytes=200, shard_bytes=4000)
-    total = 0
-    for number, text in enumerate(TEXTS):
-        ids = np.array([*tokenizer.encode(text).ids, 0], "<u2")
-        row = {"id": f"doc-{number}", "url": f"https://example.org/{number}", "source": None, "language": None}
-        metadata = pa.RecordBatch.from_pylist([{**row, "metadata": None}], schema=METADATA)
-        writer.add(ids, np.array([len(ids)], "<u4"), metadata)
-        total += len(ids)
-    entries = tuple(writer.finish())
-    sha256 = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
-    size = tokenizer.get_vocab_size()
-    write_manifest(folder / TRAIN, Manifest(TRAIN, "uint16", size, 0, sha256, total, len(TEXTS), entries))
+    folder, text = tmp_path / "set", tmp_path / "text.jsonl"
+    rows = [
+        {"text": each, "id": f"doc-{number}", "url": f"https://example.org/{number}"}
+        for number, each in enumerate(TEXTS)
+    ]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = TokenizerConfig(path=str(make_tokenizer(tmp_path / TOKENIZER)))
+    config = PrepConfig(input=str(text), output=str(folder), tokenizer=tokenizer, held_out_share=0.0, workers=1)
+    assert prepare(replace(config, member_bytes=200, shard_bytes=4000)) == 0
     return folder
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from megatrain import layout
 from megatrain.config import DeepSpeedConfig, EngineConfig, FsdpConfig, ModelConfig, ParallelConfig, TrainConfig
+from megatrain.data_config import PhaseConfig
 from megatrain.errors import InputError
 
 MODEL = ModelConfig(num_layers=6, num_heads=8, num_kv_heads=2, intermediate_size=96)
@@ -116,3 +117,22 @@ def test_the_legal_choice_is_legal(case: str) -> None:
     legal = int(str(error.value).rpartition(" ")[2])
     named: dict[str, Any] = dict.fromkeys(parallel, legal)
     check(config(**named))
+
+
+def test_what_a_phase_asks_for_is_named_as_its_own() -> None:
+    phases = {
+        "long": PhaseConfig(after_step=1, sequence_length=30),
+        "few": PhaseConfig(after_step=2, global_batch_size=6),
+        "wide": PhaseConfig(after_step=3, micro_batch_size=3),
+    }
+    given = replace(config(), micro_batch_size=1, phases={"few": phases["few"]})
+    with pytest.raises(InputError, match=r"^phases\.few\.global_batch_size=6: 8 ranks need a sample each"):
+        check(given, ranks=8)
+    with pytest.raises(InputError, match=r"^phases\.few\.global_batch_size=6: leaves 25\.0% of the slots of 4 ranks"):
+        check(given, ranks=4)
+    given = replace(given, phases={"wide": phases["wide"]})
+    with pytest.raises(InputError, match=r"^global_batch_size=16: .* with phases\.wide\.micro_batch_size=3 empty"):
+        check(given, ranks=8)
+    given = replace(config(tensor=4), phases={"long": phases["long"]})
+    with pytest.raises(InputError, match=r"^parallel\.tensor=4: .* phases\.long\.sequence_length=30, and"):
+        check(given, ranks=8)

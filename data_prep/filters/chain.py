@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from megatrain.data_prep.documents import Step
 from megatrain.data_prep.filters.c4 import C4
 from megatrain.data_prep.filters.classifier import Classifier
 from megatrain.data_prep.filters.config import FiltersConfig
@@ -12,6 +11,7 @@ from megatrain.data_prep.filters.gopher_repetition import GopherRepetition
 from megatrain.data_prep.filters.language import LanguageFilter, NameLanguage
 from megatrain.data_prep.filters.length import Length
 from megatrain.data_prep.filters.lists import UrlList, WordList
+from megatrain.data_prep.step import Step
 
 
 def filters(config: FiltersConfig) -> list[Step]:

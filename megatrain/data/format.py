@@ -15,6 +15,8 @@ Design choices:
 - Everything is checked against something: manifest by its own sha256, index by the manifest, members by the index.
   Opening lists the folder once; an index is read when asked for; a member is hashed by who touches it first.
 - A ShardSet may have its tars elsewhere than its indexes: so remote.py opens a set in a store.
+- The shards of an open manifest are kept as the text that its sha256 is of, 350 bytes each, and an entry is made when
+  asked for: a hundred thousand of them as Python objects would be 150 MB in every rank.
 - Tars are plain USTAR with nothing in them that depends on when or by whom they were written, so equal input gives
   equal bytes. Payloads begin at multiples of 512: views of an mmap are aligned.
 - No torch, no pyarrow: the trainer and the offline stage share this file alone.
@@ -24,9 +26,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property, partial
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -88,9 +90,58 @@ class ShardEntry:
     metadata_xxh3_128: str
 
 
+ENTRY_KEYS = tuple(field.name for field in fields(ShardEntry))
+
+
+@dataclass(frozen=True)
+class ShardList:
+    """The shards of a manifest, in order. text: their canonical JSON, with commas between; ends: where each ends."""
+
+    text: bytes
+    ends: npt.NDArray[np.int64] = field(compare=False)
+
+    @classmethod
+    def of(cls, shards: Iterable[ShardEntry]) -> ShardList:
+        """These shards."""
+        return cls.joined([canonical_json(asdict(shard)) for shard in shards])
+
+    @classmethod
+    def joined(cls, texts: list[bytes]) -> ShardList:
+        """The shards whose canonical JSON these are."""
+        return cls(b",".join(texts), np.cumsum([len(text) + 1 for text in texts], dtype=np.int64) - 1)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> ShardEntry:
+        return self._entry(self._begin(number), int(self.ends[number]))
+
+    def __iter__(self) -> Iterator[ShardEntry]:
+        begin = 0
+        for end in self.ends.tolist():
+            yield self._entry(begin, end)
+            begin = end + 1
+
+    def part(self, first: int, stop: int) -> ShardList:
+        """Shards [first, stop), as far as there are; not an empty range."""
+        begin, ends = self._begin(first), self.ends[first:stop]
+        return ShardList(self.text[begin : int(ends[-1])], ends - begin)
+
+    def _begin(self, number: int) -> int:
+        return int(self.ends[number - 1]) + 1 if number else 0
+
+    def _entry(self, begin: int, end: int) -> ShardEntry:
+        return ShardEntry(**json.loads(self.text[begin:end]))
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """What a split is made of. `id_dtype` is "uint16" or "uint32"; every id is below `vocab_size`."""
+    """What a split is made of. `id_dtype` is "uint16" or "uint32"; every id is below `vocab_size`.
+
+    counts: [source, language, documents, tokens] of each kind of documents. ids_compared, ids_different: documents
+    whose ids were compared with those of Hugging Face's tokenizers, and how many of them had others before they were
+    made anew. lineage_sha256: of lineage.json, which says how the set was made; None: there is none.
+    """
 
     split: str
     id_dtype: str
@@ -99,14 +150,27 @@ class Manifest:
     tokenizer_sha256: str
     tokens: int
     documents: int
-    shards: tuple[ShardEntry, ...]
+    shards: ShardList
+    counts: tuple[tuple[str | None, str | None, int, int], ...] = ()
+    ids_compared: int = 0
+    ids_different: int = 0
+    lineage_sha256: str | None = None
     tokenizer: str = TOKENIZER
     version: int = VERSION
 
     @cached_property
     def sha256(self) -> str:
         """sha256 of the canonical form, hexadecimal: what identifies this data."""
-        return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
+        empty = b'"shards":['
+        before, _, after = canonical_json(self.with_shards([])).partition(empty)
+        digest = hashlib.sha256(before + empty)
+        digest.update(self.shards.text)
+        digest.update(after)
+        return digest.hexdigest()
+
+    def with_shards(self, shards: object) -> dict[str, Any]:
+        """Its fields by name, with something else as its shards."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"shards": shards}
 
 
 class Tars(Protocol):
@@ -181,12 +245,8 @@ def open_set(path: Path | str, split: str = TRAIN, allow_damage: bool = False) -
     manifest = read_manifest(folder / MANIFEST)
     if manifest.split != split:
         raise InputError(f"{folder}: holds the split {manifest.split}, and {split} was asked for")
-    files = listing(folder)
-    for entry in manifest.shards:
-        index = index_path(Path(entry.name)).name
-        if index not in files:
-            raise InputError(f"{folder / index}: missing, and the manifest lists it")
-    opened = ShardSet(folder, manifest, damaged=damaged_shards(manifest, str(folder), files, allow_damage))
+    damaged = damaged_shards(manifest, str(folder), listing(folder), allow_damage, with_indexes=True)
+    opened = ShardSet(folder, manifest, damaged=damaged)
     if not opened.tokenizer.is_file():
         raise InputError(f"{opened.tokenizer}: missing, and {folder / MANIFEST} names it")
     if hashlib.sha256(opened.tokenizer.read_bytes()).hexdigest() != opened.manifest.tokenizer_sha256:
@@ -195,17 +255,20 @@ def open_set(path: Path | str, split: str = TRAIN, allow_damage: bool = False) -
 
 
 def damaged_shards(
-    manifest: Manifest, folder: str, sizes: Mapping[str, int | None], allow_damage: bool
+    manifest: Manifest, folder: str, sizes: Mapping[str, int | None], allow_damage: bool, with_indexes: bool = False
 ) -> dict[int, int]:
     """The shards of another size than the manifest says, by number, and theirs.
 
-    folder: where they are, for people. sizes: of the files that are there; None: not known.
+    folder: where they are, for people. sizes: of the files that are there; None: not known. with_indexes: these have to
+    be there too.
     Raises InputError where a shard is missing or, unless allow_damage, has another size.
     """
     damaged = {}
     for number, entry in enumerate(manifest.shards):
-        if entry.name not in sizes:
-            raise InputError(f"{folder}/{entry.name}: missing, and the manifest lists it")
+        needed = (entry.name, index_name(entry.name)) if with_indexes else (entry.name,)
+        for name in needed:
+            if name not in sizes:
+                raise InputError(f"{folder}/{name}: missing, and the manifest lists it")
         size = sizes[entry.name]
         if size is not None and size != entry.bytes:
             if not allow_damage:
@@ -222,25 +285,42 @@ def read_manifest(path: Path) -> Manifest:
 def parse_manifest(data: bytes, path: Path | str) -> Manifest:
     """Checks a manifest by itself. path: where it was read. Raises InputError naming it."""
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_hook=partial(_short_entry, path))
         version, sha256 = value["version"], value.pop("sha256")
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a manifest (JSON with version and sha256)") from None
     if version != VERSION:
         raise InputError(f"{path}: version {version} of the format, and this program reads version {VERSION}")
     try:
-        manifest = Manifest(**value | {"shards": tuple(ShardEntry(**shard) for shard in value["shards"])})
+        for shard in value["shards"]:
+            if not isinstance(shard, bytes):
+                raise TypeError(f"its shards have {', '.join(ENTRY_KEYS)}, and not {', '.join(shard)}")
+        counts = tuple((source, language, *numbers) for source, language, *numbers in value["counts"])
+        manifest = Manifest(**value | {"shards": ShardList.joined(value["shards"]), "counts": counts})
+        altered = manifest.sha256 != sha256
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a manifest of version {VERSION}: {error}") from None
-    if manifest.sha256 != sha256:
+    if altered:
         raise InputError(f"{path}: altered since it was written (sha256 differs)")
-    for name in (manifest.tokenizer, *(shard.name for shard in manifest.shards)):
-        if Path(name).name != name:
-            raise InputError(f"{path}: names {name!r}, which is not a plain file name")
+    _check_name(manifest.tokenizer, path)
     if manifest.id_dtype != id_dtype_name(manifest.vocab_size):
         legal = id_dtype_name(manifest.vocab_size)
         raise InputError(f"{path}: id_dtype={manifest.id_dtype}: {legal} is for vocab_size={manifest.vocab_size}")
     return manifest
+
+
+def _short_entry(path: Path | str, value: dict[str, Any]) -> dict[str, Any] | bytes:
+    """The canonical JSON of a shard's entry, where it is one: so that never all of them are Python objects."""
+    if value.keys() != set(ENTRY_KEYS):
+        return value
+    _check_name(value["name"], path)
+    return canonical_json(value)
+
+
+def _check_name(name: str, path: Path | str) -> None:
+    """Raises InputError where a manifest names a file outside of its folder."""
+    if "/" in name or name in ("", ".", ".."):
+        raise InputError(f"{path}: names {name!r}, which is not a plain file name")
 
 
 def member_arrays(
@@ -271,9 +351,14 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
+def index_name(shard: str) -> str:
+    """The file name of a shard's index."""
+    return f"{Path(shard).stem}.json"
+
+
 def index_path(shard: Path) -> Path:
     """The index beside a shard."""
-    return shard.with_suffix(".json")
+    return shard.with_name(index_name(shard.name))
 
 
 def metadata_path(shard: Path) -> Path:

@@ -3,6 +3,7 @@
 Design choices:
 - A step is read, cut and made into inputs and targets as a whole, then sliced into micro-batches: few numpy and torch
   calls a step, whatever the micro-batch size. It happens in one thread, ahead of the trainer, pinned memory included.
+- Which samples the coming steps have is found for many steps at once; they are read step by step.
 - The objective is a function given from outside: data knows nothing of what is predicted.
 - The state is that of the steps handed out, not of those read ahead.
 """
@@ -24,7 +25,15 @@ from megatrain.data.order import Int64
 from megatrain.data.plan import Plan, settings
 from megatrain.data.prefetch import Prefetch
 from megatrain.data.reader import Int32
-from megatrain.data.samples import EMPTY, RawSamples, SampleOrder, Source, held_out_order, read_samples
+from megatrain.data.samples import (
+    EMPTY,
+    RawSamples,
+    SampleOrder,
+    Source,
+    held_out_order,
+    read_samples,
+    take_bad_members,
+)
 from megatrain.data.segments import Segment
 from megatrain.data.slots import slots
 from megatrain.data.state import State
@@ -40,6 +49,7 @@ class RankBatch:
     digest: this rank's part of batch_digest, in 0..2^64-1; the global batch's is the sum over ranks, mod 2^64.
     first, last: the first and last sample n of the global batch. samples: last - first + 1.
     sequence_length: tokens of a sample. tokens: of the run until after this batch. begun: segments that begin with it.
+    bad_members: those that this process met in it first, and skipped, a line each.
     wait_seconds: how long the consumer waited for it.
     """
 
@@ -50,6 +60,7 @@ class RankBatch:
     sequence_length: int = 0
     tokens: int = 0
     begun: tuple[Segment, ...] = ()
+    bad_members: tuple[str, ...] = ()
     wait_seconds: float = 0.0
 
     @property
@@ -90,33 +101,38 @@ class Loader(Iterator[RankBatch]):
 
     def _steps(self, state: State, step: int) -> Iterator[tuple[RankBatch, State]]:
         """Each step's batch, and the state after it."""
-        config, began, order = self._plan.config, len(state["segments"]), None
+        config, began, located_for = self._plan.config, len(state["segments"]), None
         while True:
             state = self._plan.advance(state, step)
-            begun, segment = state["segments"][began:], state["segments"][-1]
-            if begun or order is None:
-                began = len(state["segments"])
-                order = SampleOrder(self._plan.sources(segment["sequence_length"]), config.seed, segment)
-            size = settings(config, step).micro_batch_size
-            places = slots(segment["global_batch_size"], size, self._ranks, self._rank)
-            first, total = state["n"], order.total_samples
-            end = first + segment["global_batch_size"]
-            if total is not None:
-                end = min(end, total)
+            first, segment, begun = state["n"], state["segments"][-1], state["segments"][began:]
+            began = len(state["segments"])
+            sequence_length, size = segment["sequence_length"], segment["global_batch_size"]
+            micro_batch_size = settings(config, step).micro_batch_size
+            if located_for != (began, micro_batch_size):
+                located_for = (began, micro_batch_size)
+                order = SampleOrder(self._plan.sources(sequence_length), config.seed, segment)
+                places = slots(size, micro_batch_size, self._ranks, self._rank).ravel()
+                located = order.steps(first, size, places)
+            end = first + size if order.total_samples is None else min(first + size, order.total_samples)
             if end <= first:
                 return
-            batch = self._step(order, places, first, end)
-            tokens = segment["tokens"] + (end - segment["from_sample"]) * segment["sequence_length"]
+            n, source, sample = next(located)
+            raw = read_samples(order.sources, source, sample)
+            batch = self._objective(to_sequences(raw)).map(device.pin_memory)
             state, step = State({**state, "n": end}), step + 1
-            yield replace(batch, sequence_length=segment["sequence_length"], tokens=tokens, begun=tuple(begun)), state
-
-    def _step(self, order: SampleOrder, places: Int64, first: int, end: int) -> RankBatch:
-        """This rank's part of the global batch of samples [first, end). places: from slots."""
-        n = (first + places).ravel()
-        n[n >= end] = EMPTY
-        raw = order.read(n)
-        batch = self._objective(to_sequences(raw)).map(device.pin_memory)
-        return RankBatch(split(batch, places.shape[1]), digest(n, raw.ids), first, end - 1)
+            yield (
+                RankBatch(
+                    micro_batches=split(batch, micro_batch_size),
+                    digest=digest(n, raw.ids),
+                    first=first,
+                    last=end - 1,
+                    sequence_length=sequence_length,
+                    tokens=segment["tokens"] + (end - segment["from_sample"]) * sequence_length,
+                    begun=tuple(begun),
+                    bad_members=tuple(take_bad_members(order.sources)),
+                ),
+                state,
+            )
 
 
 def held_out_batches(

@@ -90,6 +90,7 @@ class Mixture:
                 raise bad_value(f"data.sources.{name}.max_epochs", epochs, "must be a number above 0")
         if not any(share.weight for share in shares.values()):
             raise bad_value(f"data.sources.{next(iter(shares))}.weight", 0, "one source has to have a weight above 0")
+        self._sources = len(shares)
         self._phases, self.total_samples = _phases(list(shares.values()))
         self._firsts = np.array([phase.first for phase in self._phases])
 
@@ -107,6 +108,8 @@ class Mixture:
 
     def given(self, m: int) -> list[int]:
         """How many of the first m samples each source gives."""
+        if not self._phases:
+            return [0] * self._sources
         phase = [phase for phase in self._phases if phase.first <= m][-1]
         given = list(phase.used)
         for source, samples in _counts(phase.tree, m - phase.first):

@@ -9,7 +9,8 @@ Design choices:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from megatrain.config import TrainConfig
 from megatrain.data.samples import Source, with_sequence_length
@@ -17,16 +18,22 @@ from megatrain.data.segments import Segment
 from megatrain.data.state import State, resume_state, start_state, then
 from megatrain.errors import bad_value
 
+SIZES = ("sequence_length", "global_batch_size", "micro_batch_size")
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What a step trains on. weights: by source. phases: names of those that have begun."""
+    """What a step trains on.
+
+    weights: by source. phases: names of those that have begun. keys: what gave each of SIZES its value.
+    """
 
     sequence_length: int
     global_batch_size: int
     micro_batch_size: int
     weights: dict[str, float]
     phases: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=lambda: {size: size for size in SIZES})
 
 
 def settings(config: TrainConfig, step: int) -> Settings:
@@ -54,22 +61,16 @@ def settings(config: TrainConfig, step: int) -> Settings:
                 micro_batch_size=phase.micro_batch_size or found.micro_batch_size,
                 weights={**found.weights, **phase.weights},
                 phases=(*found.phases, name),
+                keys={
+                    size: f"phases.{name}.{size}" if getattr(phase, size) else key for size, key in found.keys.items()
+                },
             )
     return found
 
 
-def every(config: TrainConfig) -> list[TrainConfig]:
-    """The configuration as it is in each phase, in the order in which they begin."""
-    steps = sorted({0, *(phase.after_step for phase in config.phases.values())})
-    return [
-        replace(
-            config,
-            sequence_length=now.sequence_length,
-            global_batch_size=now.global_batch_size,
-            micro_batch_size=now.micro_batch_size,
-        )
-        for now in (settings(config, step) for step in steps)
-    ]
+def every(config: TrainConfig) -> list[Settings]:
+    """Those of each phase, in the order in which they begin."""
+    return [settings(config, step) for step in sorted({0, *(phase.after_step for phase in config.phases.values())})]
 
 
 class Plan:

@@ -10,7 +10,7 @@ Design choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from megatrain.storage import URL
 
 EMPTY = -1
 """In place of a sample's number: an empty sample."""
+LOCATED_AT_ONCE = 4096
+"""Samples, at least. To find a few costs as much as to find a thousand: the calls of numpy, not what they do."""
 
 
 @dataclass(frozen=True)
@@ -127,39 +129,38 @@ def read_samples(sources: list[Source], source: Int32, sample: Int64) -> RawSamp
     """
     width = sources[0].index.sequence_length + 1
     ids = np.full((len(sample), width), sources[0].manifest.eos_id, np.int32)
-    document = np.zeros((len(sample), width), np.int32)
     length = np.zeros(len(sample), np.int32)
+    begins: list[Int64] = []  # where documents begin, in all of `ids` as one row
     for number, each in enumerate(sources):
         rows = np.flatnonzero((source == number) & (sample != EMPTY))
         pieces = each.index.locate(sample[rows])
-        each.reader.fetch(pieces.start, pieces.stop)
         size = pieces.stop - pieces.start
         before = np.cumsum(size) - size
         at = before - before[np.searchsorted(pieces.sample, pieces.sample)]
-        row = rows[pieces.sample]
-        length[row] = at + size  # of several pieces the last one's stays
-        document[row, at] = at
-        starts = None if each.index.whole_documents else document
-        skipped = [
-            r
-            for r, place, begin, end in zip(*(x.tolist() for x in (row, at, pieces.start, pieces.stop)), strict=True)
-            if not each.reader.read(begin, end, ids[r, place:], None if starts is None else starts[r])
-        ]
-        ids[skipped], document[skipped], length[skipped] = each.manifest.eos_id, 0, 0
+        stored = np.full((len(rows), width), each.manifest.eos_id, each.reader.id_dtype)
+        to = pieces.sample * width + at
+        usable, found = each.reader.read(pieces.start, pieces.stop, to, stored.ravel(), not each.index.whole_documents)
+        bad = pieces.sample[~usable]
+        stored[bad] = each.manifest.eos_id
+        ids[rows] = stored
+        length[rows[pieces.sample]] = at + size  # of several pieces the last one's stays
+        length[rows[bad]] = 0
+        shift = (rows - np.arange(len(rows))) * width  # from places in `stored` to places in `ids`
+        begins += [place + shift[place // width] for place in (to, found)]
     padded = np.flatnonzero(length < width)
-    document[padded, length[padded]] = length[padded]
-    return RawSamples(ids, spread(document), length, source)
+    begins.append(padded * width + length[padded])
+    begin = np.concatenate(begins)
+    kept = begin % width <= length[begin // width]  # unusable samples are all padding, from place 0 on
+    return RawSamples(ids, spread(begin[kept], ids.shape), length, source)
 
 
-def spread(document: Int32) -> Int32:
-    """The place at which the document of each id begins, int32[B, S + 1].
+def spread(begin: Int64, shape: tuple[int, ...]) -> Int32:
+    """The place at which the document of each id begins: int32[B, S + 1], which is `shape`.
 
-    document: int32[B, S + 1], that of each document's first id, where it isn't 0, and else 0.
+    begin: int64[any], where in all B * (S + 1) ids a document begins; each sample's first id needn't be named.
     """
-    begins = document != 0
-    begins[:, 0] = True
-    at = np.flatnonzero(begins)
-    return np.repeat(document.ravel()[at], np.diff(at, append=document.size)).reshape(document.shape)
+    at = np.sort(np.concatenate([begin, np.arange(shape[0]) * shape[1]]))
+    return np.repeat((at % shape[1]).astype(np.int32), np.diff(at, append=shape[0] * shape[1])).reshape(shape)
 
 
 def take_bad_members(sources: list[Source]) -> list[str]:
@@ -208,21 +209,36 @@ class SampleOrder:
         self._begins = [part["first"] for part in parts]
 
     def locate(self, n: Int64) -> tuple[Int32, Int64]:
-        """The source, int32[any], and the number in it, int64[any], of samples n: int64[any], of the segment."""
-        source, place = self._mixture.locate(n - self._first)
-        sample = np.empty_like(place)
+        """The source of samples n of the segment and the number in it: int32 and int64, of the shape of n (int64).
+
+        EMPTY is number EMPTY of source 0.
+        """
+        real = n != EMPTY
+        chosen, place = self._mixture.locate(n[real] - self._first)
         for number, (each, key, first) in enumerate(zip(self.sources, self._keys, self._begins, strict=True)):
-            chosen = source == number
-            sample[chosen] = shuffled(place[chosen] + first, each.index.samples, key, each.shuffle)
+            of = chosen == number
+            place[of] = shuffled(place[of] + first, each.index.samples, key, each.shuffle)
+        source, sample = np.zeros(n.shape, np.int32), np.full(n.shape, EMPTY, np.int64)
+        source[real], sample[real] = chosen, place
         return source, sample
+
+    def steps(self, first: int, size: int, places: Int64) -> Iterator[tuple[Int64, Int32, Int64]]:
+        """For each of the steps whose first samples are first, first + size, ...: n, and what `locate` says of it.
+
+        places: int64[B], which samples of a step are wanted, counted from its first. n: int64[B], EMPTY in place of
+        samples of the next step, or past the end of the data. It goes on without end.
+        """
+        count = -(-LOCATED_AT_ONCE // len(places))
+        while True:
+            n = np.where(places < size, first + size * np.arange(count)[:, None] + places, EMPTY)
+            if self.total_samples is not None:
+                n[n >= self.total_samples] = EMPTY
+            yield from zip(n, *self.locate(n), strict=True)
+            first += count * size
 
     def read(self, n: Int64) -> RawSamples:
         """Samples n, int64[B]; EMPTY: an empty one. Raises GaveUp, naming shard and member, if one was altered."""
-        real = n != EMPTY
-        source = np.zeros(n.shape, np.int32)
-        sample = np.full(n.shape, EMPTY, np.int64)
-        source[real], sample[real] = self.locate(n[real])
-        return read_samples(self.sources, source, sample)
+        return read_samples(self.sources, *self.locate(n))
 
 
 def held_out_order(sources: list[Source], samples: int | None) -> tuple[Int32, Int64]:

@@ -72,19 +72,19 @@ def read_members(shards: ShardSet, index_path: str | None = None) -> Members:
 def _member_columns(shards: ShardSet) -> Iterator[Column]:
     entries = shards.manifest.shards
     tasks = [
-        ShardSet(shards.folder, replace(shards.manifest, shards=entries[first : first + SHARDS_A_TASK]))
+        ShardSet(shards.folder, replace(shards.manifest, shards=entries.part(first, first + SHARDS_A_TASK)))
         for first in range(0, len(entries), SHARDS_A_TASK)
     ]
     read = list(by_processes(_read_indexes, tasks, 1 + len(tasks) // TASKS_A_WORKER))
-    numbers = np.concatenate([np.empty((4, 0), np.int64), *(part for part, _ in read)], axis=1)
-    tokens, documents, tokens_offset, lengths_offset = numbers
-    yield "first_token", "<i8", [np.zeros(1, np.int64), np.cumsum(tokens)]
+    none = np.empty((4, 0), np.int64), b""
+    tokens, documents, tokens_offset, lengths_offset = zip(*(part for part, _ in (none, *read)), strict=True)
+    yield "first_token", "<i8", [np.zeros(1, np.int64), np.cumsum(np.concatenate(tokens))]
     yield "shard", "<i4", [np.repeat(np.arange(len(entries)), [entry.members for entry in entries])]
-    yield "documents", "<i8", [documents]
-    yield "tokens_offset", "<i8", [tokens_offset]
-    yield "lengths_offset", "<i8", [lengths_offset]
-    yield "digest", "u1", [np.empty(0, np.uint8), *(np.frombuffer(digests, np.uint8) for _, digests in read)]
-    yield "most_documents", "<i8", [np.array([documents.max(initial=0)])]
+    yield "documents", "<i8", documents
+    yield "tokens_offset", "<i8", tokens_offset
+    yield "lengths_offset", "<i8", lengths_offset
+    yield "digest", "u1", [np.frombuffer(digests, np.uint8) for _, digests in (none, *read)]
+    yield "most_documents", "<i8", [np.array([max(part.max(initial=0) for part in documents)])]
 
 
 def _read_indexes(shards: ShardSet) -> tuple[Int64, bytes]:

@@ -27,7 +27,8 @@ import numpy.typing as npt
 import xxhash
 
 from megatrain.data.format import ShardSet
-from megatrain.data_prep.pool import WorkerDiedError, in_order
+from megatrain.data_prep.execute.pool import in_order
+from megatrain.data_prep.execute.tasks import WorkerDiedError
 from megatrain.errors import GaveUp, bad_value
 from megatrain.resilience.files import sync_folder, temporary_beside
 

@@ -82,7 +82,7 @@ def _prepare(config: EvalConfig, checkpoint: Checkpoint) -> tuple[Checkpoint, _T
 
 def _data_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task:
     """The held-out split of a set."""
-    sources = open_sources(DataConfig(path=config.data.path), length, HELD_OUT)
+    sources = open_sources(DataConfig(path=config.data.path, index_path=config.data.index_path), length, HELD_OUT)
     if sources[0].manifest.tokenizer_sha256 != checkpoint.tokenizer_sha256:
         raise bad_value("data.path", config.data.path, f"made with another tokenizer than {checkpoint.folder}'s")
     objective = objectives.build(checkpoint.objective, checkpoint.document_mask)

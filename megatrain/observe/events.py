@@ -1,4 +1,4 @@
-"""events.jsonl: what happened to a run (start, resume, save, skip, rollback, signal, stop), a JSON line each.
+"""events.jsonl: what happened to a run (start, resume, segment, save, skip, bad_member, stop, ...), a JSON line each.
 
 Design choices:
 - The log is history: it is only added to, also by a run that continues; only rank 0 writes it.

@@ -1,7 +1,10 @@
-"""What ranks agree on over a CPU store, a key-value service beside the process groups (torch.distributed.Store).
+"""What ranks agree on, and tell each other, over a CPU store.
+
+A store is a key-value service beside the process groups (torch.distributed.Store).
 
 Design choices:
 - No collective: agreeing never queues behind training's communication, and a background thread may do it.
+- What a rank has to say for the log, the others learn when they look: nobody waits.
 - One round costs each rank a few requests whatever the number of ranks: failures meet under one key, and the last
   rank to arrive writes the answer that the others wait for.
 """
@@ -44,3 +47,32 @@ class Agreement:
             self.store.set(f"{key}/answer", self.store.get(f"{key}/failure").decode() if failed else "")
         self.store.wait([f"{key}/answer"], self.timeout)
         return self.store.get(f"{key}/answer").decode() or None
+
+
+class Notices:
+    """Lines that any rank has for the log, and one rank takes. No call waits for another rank.
+
+    name: as an Agreement's.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self._lines, self._count = f"notices/{name}/lines", f"notices/{name}/count"
+        self._given = 0
+        self._taken: set[str] = set()
+
+    def give(self, line: str) -> None:
+        """Leaves a line, without a newline in it."""
+        self.store.append(self._lines, f"{line}\n")  # type: ignore[attr-defined]
+        self.store.add(self._count, 1)
+
+    def take(self) -> list[str]:
+        """What was given since the last call; what several ranks gave, once."""
+        given = self.store.add(self._count, 0)
+        if given == self._given:
+            return []
+        self._given = given
+        lines = self.store.get(self._lines).decode().splitlines()
+        new = [line for line in dict.fromkeys(lines) if line not in self._taken]
+        self._taken.update(new)
+        return new

@@ -13,6 +13,7 @@ from megatrain.data.format import (
     TOKENIZER,
     TRAIN,
     Manifest,
+    ShardList,
     ShardSet,
     id_dtype_name,
     index_path,
@@ -21,7 +22,8 @@ from megatrain.data.format import (
     shard_name,
 )
 from megatrain.data.order import Int64
-from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
+from megatrain.data_prep.shards.writer import ShardWriter
 
 EOS = 0
 Shards = Sequence[Sequence[Sequence[int]]]
@@ -52,7 +54,7 @@ def write_set(
         tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
         tokens=tokens,
         documents=sum(entry.documents for entry in entries),
-        shards=tuple(entries),
+        shards=ShardList.of(entries),
     )
     write_manifest(folder / split, manifest)
     return open_set(folder, split)
@@ -69,7 +71,7 @@ def write_linked_set(folder: Path, shards: int, members: Sequence[Sequence[int]]
         first.manifest,
         tokens=entry.tokens * shards,
         documents=entry.documents * shards,
-        shards=tuple(replace(entry, name=shard_name(number)) for number in range(shards)),
+        shards=ShardList.of(replace(entry, name=shard_name(number)) for number in range(shards)),
     )
     write_manifest(folder / TRAIN, manifest)
     return ShardSet(folder / TRAIN, manifest)

@@ -70,7 +70,8 @@ def run(data: DataConfig, rank: int = 0, ranks: int = 1) -> tuple[list[RankBatch
     plan = Plan(TrainConfig(sequence_length=LENGTH, global_batch_size=SIZE, data=data), sources)
     loader = Loader(plan, build(ObjectiveConfig(), document_mask=False), plan.state(0), rank=rank, ranks=ranks)
     try:
-        return [next(loader) for _ in range(STEPS)], take_bad_members(sources)
+        batches = [next(loader) for _ in range(STEPS)]
+        return batches, [line for batch in batches for line in batch.bad_members]
     finally:
         loader.close()
 

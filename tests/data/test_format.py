@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from megatrain.data.format import (
     HELD_OUT,
     Manifest,
     ShardEntry,
+    ShardList,
     id_dtype_name,
     index_path,
     member_arrays,
     member_digest,
     open_set,
 )
-from megatrain.data_prep.shards import write_manifest
+from megatrain.data_prep.shards.manifest import write_manifest
 from megatrain.errors import GaveUp, InputError
 from tests.data.sets import write_set
 
@@ -38,7 +40,7 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     """Writes another manifest over the one of the train split, with a right sha256."""
     value = json.loads((folder / "train/manifest.json").read_bytes())
     del value["sha256"]
-    value["shards"] = tuple(ShardEntry(**shard) for shard in value["shards"])
+    value["shards"] = ShardList.of(ShardEntry(**shard) for shard in value["shards"])
     write_manifest(folder / "train", Manifest(**value | changes))
 
 
@@ -58,6 +60,16 @@ def test_round_trip(folder: Path) -> None:
 def test_a_split_folder_opens_by_itself(folder: Path) -> None:
     assert open_set(folder / "train").manifest == open_set(folder).manifest
     assert open_set(folder / "train").tokenizer.samefile(folder / "tokenizer.json")
+
+
+def test_shards_are_listed_in_order_and_in_parts(folder: Path) -> None:
+    shards = open_set(folder).manifest.shards
+    entries = list(shards)
+    assert [entry.name for entry in entries] == ["shard-000000.tar", "shard-000001.tar"]
+    assert [shards[0], shards[1]] == entries
+    assert ShardList.of(entries) == shards
+    assert [list(shards.part(first, first + 1)) for first in (0, 1)] == [entries[:1], entries[1:]]
+    assert list(shards.part(1, 100)) == entries[1:]
 
 
 def test_stock_webdataset_reads_every_sample(folder: Path) -> None:
@@ -127,6 +139,7 @@ def test_held_out_is_never_taken_for_train(folder: Path) -> None:
         ('"tokens": 709', '"tokens": 710', "altered since it was written"),
         ('"version": 1', '"version": 2', "version 2 of the format, and this program reads version 1"),
         ('"eos_id"', '"eos"', "not a manifest of version 1"),
+        ('"members"', '"member"', "not a manifest of version 1: its shards have name, bytes, members, .* not name, "),
         ("{", "[", "not a manifest"),
         ('"sha256"', '"sha"', "not a manifest"),
     ],
@@ -138,9 +151,13 @@ def test_a_damaged_manifest(folder: Path, old: str, new: str, message: str) -> N
         open_set(folder)
 
 
-@pytest.mark.parametrize("name", ["../shard-000000.tar", "/etc/passwd", "a/b.tar"])
+@pytest.mark.parametrize("name", ["../shard-000000.tar", "/etc/passwd", "a/b.tar", "..", ""])
 def test_names_stay_in_the_folder(folder: Path, name: str) -> None:
+    shards = open_set(folder).manifest.shards
     edit_manifest(folder, tokenizer=name)
+    with pytest.raises(InputError, match="not a plain file name"):
+        open_set(folder)
+    edit_manifest(folder, shards=ShardList.of([shards[0], replace(shards[1], name=name)]))
     with pytest.raises(InputError, match="not a plain file name"):
         open_set(folder)
 

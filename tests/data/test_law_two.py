@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,10 +20,10 @@ from megatrain.data.loader import Loader
 from megatrain.data.plan import Plan
 from megatrain.data.samples import SampleOrder, open_sources
 from megatrain.data.state import State
-from megatrain.data_config import DataConfig, Packing, SourceConfig
+from megatrain.data_config import DataConfig, Packing, PhaseConfig, SourceConfig
 from megatrain.objectives import build
 from tests.data.sets import EOS, Shards, documents, write_set
-from tests.reference_order import ReferenceOrder, ReferenceSource
+from tests.reference_order import Asked, ReferenceOrder, ReferenceRun, ReferenceSource
 
 
 @dataclass(frozen=True)
@@ -137,20 +139,18 @@ def digests(plan: Plan, state: State, step: int, steps: int, ranks: int) -> tupl
     return [sum(step) % 2**64 for step in zip(*parts, strict=True)], states[0]
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    case=cases(),
-    global_batch_size=st.integers(1, 17),
-    parts=st.lists(
-        st.tuples(st.integers(0, 4), st.sampled_from([1, 2, 4, 8]), st.integers(1, 5), st.integers(1, 3)),
-        min_size=1,
-        max_size=4,
-    ),
+Part = tuple[int, int, int, int]
+"""A part of a run between two starts: steps, ranks, micro-batch size and prefetch."""
+PARTS = st.lists(
+    st.tuples(st.integers(0, 4), st.sampled_from([1, 2, 4, 8]), st.integers(1, 5), st.integers(1, 3)),
+    min_size=1,
+    max_size=4,
 )
-def test_digests_are_the_same_for_any_ranks_and_resumes(
-    case: Case, global_batch_size: int, parts: list[tuple[int, int, int, int]]
-) -> None:
-    """Each part of the run has its own number of steps, ranks, micro-batch size and prefetch."""
+
+
+@settings(max_examples=20, deadline=None)
+@given(case=cases(), global_batch_size=st.integers(1, 17), parts=PARTS)
+def test_digests_are_the_same_for_any_ranks_and_resumes(case: Case, global_batch_size: int, parts: list[Part]) -> None:
     with opened(case) as (config, order, reference):
         state: State | None = None
         found: list[int] = []
@@ -166,3 +166,77 @@ def test_digests_are_the_same_for_any_ranks_and_resumes(
         expected = [reference.batch_digest(first, min(global_batch_size, total - first)) for first in firsts]
         assert found == expected
         assert len(found) == min(sum(steps for steps, *_ in parts), -(-total // global_batch_size))
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> tuple[Case, list[PhaseConfig], list[list[int]], str | None]:
+    """A case, its phases, windows of samples to pass over, and the source that joins with the second part of a run."""
+    case = draw(cases())
+    first, *others = sorted(case.shards)
+    joins = draw(st.booleans())
+    late = others.pop() if others and joins else None
+    phase = st.builds(
+        PhaseConfig,
+        after_step=st.integers(1, 8),
+        weights=st.fixed_dictionaries(
+            {}, optional={first: st.sampled_from([0.2, 1.0])} | dict.fromkeys(others, st.sampled_from([0.0, 1.0, 3.0]))
+        ),
+        sequence_length=st.sampled_from([None, 1, 7, 20]),
+        global_batch_size=st.none() | st.integers(1, 17),
+    )
+    window = st.tuples(st.integers(0, 80), st.integers(0, 30)).map(lambda pair: [pair[0], sum(pair)])
+    return case, draw(st.lists(phase, max_size=3)), draw(st.lists(window, max_size=2)), late
+
+
+def asked(reference: ReferenceOrder, size: int, phases: Sequence[PhaseConfig], without: str | None, step: int) -> Asked:
+    """What the step that follows `step` steps is asked to train on. reference: has the sources and how they are cut."""
+    sources = {name: source for name, source in reference.sources.items() if name != without}
+    length = reference.length
+    for phase in sorted((phase for phase in phases if phase.after_step <= step), key=lambda phase: phase.after_step):
+        sources |= {name: replace(sources[name], weight=weight) for name, weight in phase.weights.items()}
+        length, size = phase.sequence_length or length, phase.global_batch_size or size
+    return Asked(sources, length, size, reference.packing, reference.block, reference.blocks)
+
+
+@pytest.mark.timeout(600)
+@settings(max_examples=20, deadline=None)
+@given(drawn=changes(), size=st.integers(1, 17), parts=PARTS)
+def test_digests_are_the_same_over_segments(
+    drawn: tuple[Case, list[PhaseConfig], list[list[int]], str | None], size: int, parts: list[Part]
+) -> None:
+    """Other weights, lengths and batches, samples that are passed over, and a source more when it is continued."""
+    case, phases, windows, late = drawn
+    with opened(case) as (config, _, reference):
+        state: State | None = None
+        found: list[int] = []
+        expected: list[int] = []
+        run = ReferenceRun(
+            asked(reference, size, phases, late, 0), case.seed, eos=EOS, pass_over=[(a, b) for a, b in windows]
+        )
+        for number, (steps, ranks, micro_batch_size, prefetch) in enumerate(parts):
+            absent = late if number == 0 else None
+            sources = {name: source for name, source in config.data.sources.items() if name != absent}
+            now = replace(
+                config,
+                global_batch_size=size,
+                micro_batch_size=micro_batch_size,
+                phases={str(place): phase for place, phase in enumerate(phases)},
+                data=replace(
+                    config.data, sources=sources, prefetch=prefetch, pass_over=windows, allow_change=number == 1
+                ),
+            )
+            plan = Plan(now, open_sources(now.data, now.sequence_length))
+            step = len(found)
+            state = plan.state(0) if state is None else plan.resume(state, step)
+            run.change(asked(reference, size, phases, absent, max(0, step - 1)))
+            more, state = digests(plan, state, step, steps, ranks)
+            found += more
+            for each in range(step, step + steps):
+                ahead = copy(run)
+                ahead.change(asked(reference, size, phases, absent, each))
+                if (trained := ahead.step()) is None:
+                    break
+                expected.append(trained[1])
+                run = ahead
+            assert found == expected
+            assert state["n"] == run.n

@@ -96,3 +96,9 @@ def test_a_weight_that_is_no_share_is_named(weight: float) -> None:
 def test_a_limit_of_nothing_is_named() -> None:
     with pytest.raises(InputError, match=r"data\.sources\.web\.max_epochs=0.*must be a number above 0"):
         Mixture({"web": Share(1.0, 10, 0.0)})
+
+
+def test_where_all_are_used_up_none_gives() -> None:
+    mixture = Mixture({"a": Share(1.0, 10, 1.0, used=10), "b": Share(2.0, 10, 0.5, used=5)})
+    assert mixture.total_samples == 0
+    assert mixture.given(0) == [0, 0]

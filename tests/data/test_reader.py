@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +24,19 @@ SHARDS = [[[5, 1, 9], [4]], [[30], [2, 2, 2, 2], [1, 8]], [[7, 7]]]
 
 def read(reader: Reader, start: int, stop: int) -> tuple[list[int], list[int]]:
     """The ids of a range, and the places in it where a document begins."""
-    ids, document = np.full((2, stop - start), -1, np.int32)
-    reader.read(start, stop, ids, document)
-    places = np.flatnonzero(document != -1)
-    assert np.array_equal(document[places], places)
-    return ids.tolist(), places.tolist()
+    ids = np.zeros(stop - start, reader.id_dtype)
+    usable, begins = reader.read(np.array([start]), np.array([stop]), np.array([0]), ids)
+    assert usable.all()
+    return ids.tolist(), begins.tolist()
 
 
-def try_to_read(reader: Reader, start: int, stop: int, expected: Int64) -> bool:
-    """Whether a range can be read; if so, it is the expected one."""
-    ids, document = np.full((2, stop - start), -1, np.int32)
-    usable = reader.read(start, stop, ids, document)
-    assert not usable or np.array_equal(ids, expected[start:stop])
-    return usable
+def usable(reader: Reader, starts: list[int], size: int, expected: Int64) -> list[bool]:
+    """Which ranges of `size` tokens can be read, at once; those are the expected ones."""
+    start, to = np.array(starts), np.arange(len(starts)) * size
+    ids = np.zeros(len(starts) * size, reader.id_dtype)
+    found, _ = reader.read(start, start + size, to, ids)
+    assert np.array_equal(ids.reshape(-1, size)[found], expected[start[:, None] + np.arange(size)][found])
+    return list(found)
 
 
 @pytest.fixture(scope="module", params=[60_000, 70_000], ids=["uint16", "uint32"])
@@ -52,6 +53,23 @@ def test_any_range_is_read_as_it_was_written(opened: Opened, bounds: list[int]) 
     start, stop = bounds
     begins = [i - start for i in range(start, stop) if document[i] == i]
     assert read(reader, start, stop) == (ids[start:stop], begins)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cuts=st.lists(st.integers(0, 80), min_size=2, max_size=12), data=st.data())
+def test_ranges_are_read_at_once_as_one_by_one(opened: Opened, cuts: list[int], data: st.DataObject) -> None:
+    reader, ids, document = opened
+    ranges = data.draw(st.permutations(list(pairwise(sorted(cuts)))))
+    start, stop = np.array(ranges).T
+    to = 3 + np.cumsum(stop - start) - (stop - start)
+    found = np.zeros(3 + max(cuts) - min(cuts), reader.id_dtype)
+    all_usable, begins = reader.read(start, stop, to, found)
+    assert all_usable.all()
+    places = [i for low, high in ranges for i in range(low, high)]
+    assert found.tolist() == [0, 0, 0, *(ids[i] for i in places)]
+    assert sorted(begins.tolist()) == [3 + at for at, i in enumerate(places) if document[i] == i]
+    _, none = reader.read(start, stop, to, found, documents=False)
+    assert none.tolist() == []
 
 
 def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +103,8 @@ def test_a_bad_member_is_skipped_where_that_was_asked_for(tmp_path: Path, caplog
     ids = row(shards)[0]
     flip_a_bit(shards, 1, 1)
     reader = Reader(shards, read_members(shards), skip=True)
-    assert [try_to_read(reader, start, start + 2, ids) for start in range(0, 78, 4)] == [
-        not 48 <= start <= 56 for start in range(0, 78, 4)
-    ]
+    starts = list(range(0, 78, 4))
+    assert usable(reader, starts, 2, ids) == [not 48 <= start <= 56 for start in starts]
     line = f"{shards.path(1)}: member 000001 was altered since it was written (xxh3-128 differs)"
     assert reader.take_bad() == [line]
     assert reader.take_bad() == []
@@ -103,8 +120,7 @@ def test_a_tar_that_was_cut_off_is_skipped_from_there_on(tmp_path: Path) -> None
     shards = open_set(tmp_path, allow_damage=True)
     assert shards.damaged == sizes
     reader = Reader(shards, read_members(shards), skip=True)
-    bad = [not try_to_read(reader, start, start + 1, ids) for start in range(80)]
-    assert bad == [start >= 49 for start in range(80)]
+    assert usable(reader, list(range(80)), 1, ids) == [start < 49 for start in range(80)]
     assert [line.removeprefix(str(shards.folder)) for line in reader.take_bad()] == [
         f"/shard-00000{shard}.tar: member 00000{member} lies beyond the end of the tar, which was cut off"
         for shard, member in ((1, 1), (1, 2), (2, 0))
@@ -122,15 +138,17 @@ def test_altered_lengths_are_found_too(tmp_path: Path) -> None:
 
 def test_a_member_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = write_set(tmp_path, SHARDS)
-    reader = Reader(shards, read_members(shards))
+    members = read_members(shards)
+    maps = TarMaps(shards, members)
     hashed: list[int] = []
-    verify = reader._verify
+    verify = maps.verify
 
     def counted(member: int) -> None:
         hashed.append(member)
         verify(member)
 
-    monkeypatch.setattr(reader, "_verify", counted)
+    monkeypatch.setattr(maps, "verify", counted)
+    reader = Reader(shards, members, maps)
     for start in range(0, 70, 3):
         read(reader, start, start + 3)
     assert hashed == [0, 1, 2, 3, 4, 5]

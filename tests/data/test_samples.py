@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatrain.data.format import HELD_OUT
-from megatrain.data.samples import EMPTY, SampleOrder, held_out_order, open_sources, read_samples
+from megatrain.data.samples import EMPTY, LOCATED_AT_ONCE, SampleOrder, held_out_order, open_sources, read_samples
 from megatrain.data_config import DataConfig, SourceConfig
 from megatrain.errors import InputError
 from tests.data.sets import row, write_set
@@ -75,6 +76,22 @@ def test_samples_read_by_n_are_those_that_the_order_names(two: DataConfig) -> No
     again = read_samples(order.sources, source, sample)
     assert np.array_equal(raw.ids[[0, 2, 3]], again.ids)
     assert np.array_equal(raw.source[[0, 2, 3]], source)
+
+
+@pytest.mark.parametrize("max_epochs", [None, 40.0])
+def test_samples_of_steps_are_those_of_their_numbers(two: DataConfig, max_epochs: float | None) -> None:
+    for config in two.sources.values():
+        config.max_epochs = max_epochs
+    order = SampleOrder(open_sources(two, LENGTH), seed=3)
+    places = np.array([2, 3, 6, 7])  # of a rank whose last lot is not all in the step of seven samples
+    steps = list(islice(order.steps(5, 7, places), LOCATED_AT_ONCE // 4 + 5))  # some of them of a second call
+    assert order.total_samples == (None if max_epochs is None else 640)
+    for step, (n, source, sample) in enumerate(steps):
+        wanted = 5 + 7 * step + places[:3]
+        there = wanted < (order.total_samples or np.inf)
+        assert n.tolist() == [*np.where(there, wanted, EMPTY), EMPTY]
+        assert np.array_equal(np.stack(order.locate(n)), np.stack((source, sample)))
+        assert (sample == EMPTY).tolist() == (n == EMPTY).tolist()
 
 
 def test_path_is_short_for_a_source(tmp_path: Path) -> None:

@@ -3,105 +3,28 @@ the input, the output or the machine can be wrong ends in its exit code and one 
 
 import gzip
 import json
-import multiprocessing
-import resource
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from tokenizers import Tokenizer
 
 from megatrain.compose import compose
-from megatrain.data.format import HELD_OUT, TRAIN, member_arrays, open_set
-from megatrain.data_prep.config import PrepConfig, TokenizerConfig
+from megatrain.data.format import HELD_OUT, TRAIN, open_set
+from megatrain.data_prep.config import PrepConfig
+from megatrain.data_prep.deduplicate.config import ParagraphsConfig
 from megatrain.data_prep.pipeline import run
-from megatrain.data_prep.tokenizer import EOS, train
+from megatrain.data_prep.tokenizer import EOS
+from megatrain.data_prep.tokenizer.config import TokenizerConfig
 from megatrain.errors import GaveUp, InputError
-
-PROSE = (
-    "Every document of a corpus is read once, split into tokens, and laid beside the others in a shard; whoever trains "
-    "on it later never meets the text again, only numbers. So the numbers have to be right: naïve café 中文 заметка, "
-    "tabs\tand\nlines, 1234567 digits, don't and DON'T, {'code': [1, 2, 3]}, https://example.org/path?query=1#part, "
-    "spaces   in   rows, emoji 👩‍🚀, and a last sentence which makes the list long enough to be cut anywhere."
-)
-WORDS = PROSE.split(" ")
-
-
-def text(number: int) -> str:
-    return f"document {number}: " + " ".join(WORDS[number % 40 :] + WORDS * (number % 7))
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    path.write_bytes(train([text(number) for number in range(300)], 400).data)
-    return path
-
-
-@pytest.fixture
-def config(tmp_path: Path, tokenizer: Path) -> PrepConfig:
-    """Small sizes, so that a little text makes several units, members and shards."""
-    (tmp_path / "input").mkdir()
-    return PrepConfig(
-        input=str(tmp_path / "input"),
-        output=str(tmp_path / "output"),
-        tokenizer=TokenizerConfig(path=str(tokenizer)),
-        held_out_share=0.1,
-        shard_bytes=20_000,
-        member_bytes=4_000,
-        unit_bytes=10_000,
-        workers=1,
-    )
-
-
-def write_jsonl(config: PrepConfig, name: str, *texts: object) -> None:
-    (Path(config.input) / name).write_text("".join(json.dumps({"text": value}) + "\n" for value in texts))
-
-
-def documents(config: PrepConfig, split: str) -> list[tuple[str, dict[str, Any]]]:
-    """The decoded texts of a split and their metadata, with every hash checked and EOS taken off."""
-    opened = open_set(config.output, split)
-    decoder = Tokenizer.from_file(str(opened.tokenizer))
-    found = []
-    for shard, entry in enumerate(opened.manifest.shards):
-        data = opened.path(shard).read_bytes()
-        metadata = opened.path(shard).with_suffix(".parquet")
-        assert xxhash.xxh3_128_hexdigest(data) == entry.xxh3_128
-        assert xxhash.xxh3_128_hexdigest(metadata.read_bytes()) == entry.metadata_xxh3_128
-        rows = iter(pq.read_table(metadata).to_pylist())
-        for member in opened.members(shard):
-            ids, lengths = member_arrays(data, member, opened.id_dtype)
-            for part in np.split(ids, np.cumsum(lengths))[:-1]:
-                assert part[-1] == opened.manifest.eos_id
-                found.append((decoder.decode(part[:-1].tolist(), skip_special_tokens=False), next(rows)))
-        assert next(rows, None) is None
-    assert len(found) == opened.manifest.documents
-    return found
-
-
-def report(config: PrepConfig) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(config.output) / "report.json").read_bytes())
-    return found
-
-
-def files(config: PrepConfig) -> dict[str, bytes]:
-    """What was written, but for the report, which holds times."""
-    folder = Path(config.output)
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "report.json")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+from tests.data_prep.running import documents, files, report, text, write_jsonl
 
 
 def test_documents_come_back_in_order_and_on_their_side(config: PrepConfig) -> None:
-    folder = Path(config.input)
+    folder = Path(config.input or "")
     (folder / "a.txt").write_text(text(0))
     write_jsonl(config, "b.jsonl", *(text(number) for number in range(1, 200)))
     with gzip.open(folder / "c.jsonl.gz", "wt") as file:
@@ -134,14 +57,18 @@ def test_documents_come_back_in_order_and_on_their_side(config: PrepConfig) -> N
     assert not (Path(config.output) / ".work").exists()
 
 
+@pytest.mark.usefixtures("processes")
 def test_bytes_depend_on_neither_workers_nor_units(config: PrepConfig, tmp_path: Path) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(300)))
-    others = {"b": replace(config, workers=2), "c": replace(config, unit_bytes=10**9)}
     assert run(config) == 0
-    for name, other in others.items():
-        other.output = str(tmp_path / name)
-        assert run(other) == 0
-        assert files(other) == files(config)
+    two = replace(config, workers=2, output=str(tmp_path / "two"))
+    assert run(two) == 0
+    assert files(two) == files(config)
+    # How many documents' ids are compared is a matter of units.
+    whole = replace(config, unit_bytes=10**9, output=str(tmp_path / "whole"))
+    assert run(whole) == 0
+    different = {name for name, data in files(config).items() if files(whole).get(name) != data}
+    assert different == {"train/manifest.json", "held_out/manifest.json"}
 
 
 def test_a_tokenizer_trained_on_the_input(config: PrepConfig, tmp_path: Path) -> None:
@@ -169,7 +96,7 @@ def test_a_vocabulary_above_uint16(config: PrepConfig, tokenizer: Path, tmp_path
 
 
 def test_source_and_language(config: PrepConfig) -> None:
-    (Path(config.input) / "a.jsonl").write_text('{"text": "one", "source": "web"}\n{"text": "two"}\n')
+    (Path(config.input or "") / "a.jsonl").write_text('{"text": "one", "source": "web"}\n{"text": "two"}\n')
     assert run(replace(config, source="books", language="en", held_out_share=0.0)) == 0
     found = documents(config, TRAIN)
     assert [(row["source"], row["language"]) for _, row in found] == [("web", "en"), ("books", "en")]
@@ -177,12 +104,13 @@ def test_source_and_language(config: PrepConfig) -> None:
     assert (entry.source, entry.language) == (None, "en")
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_broken_file_is_left_out_whole_and_named(config: PrepConfig, workers: int) -> None:
     write_jsonl(config, "a.jsonl", *map(text, range(20)))
     packed = gzip.compress("".join(json.dumps({"text": text(n)}) + "\n" for n in range(20, 200)).encode())
-    (Path(config.input) / "b.jsonl.gz").write_bytes(packed[:-20])
-    (Path(config.input) / "c.parquet").write_bytes(b"PAR1")
+    (Path(config.input or "") / "b.jsonl.gz").write_bytes(packed[:-20])
+    (Path(config.input or "") / "c.parquet").write_bytes(b"PAR1")
     write_jsonl(config, "d.jsonl", *map(text, range(200, 220)))
     assert run(replace(config, workers=workers, held_out_share=0.0)) == 3
     assert [value for value, _ in documents(config, TRAIN)] == [*map(text, range(20)), *map(text, range(200, 220))]
@@ -194,12 +122,12 @@ def test_a_broken_file_is_left_out_whole_and_named(config: PrepConfig, workers: 
 
 def test_bad_records_are_counted_and_too_many_are_an_end(config: PrepConfig, tmp_path: Path) -> None:
     write_jsonl(config, "a.jsonl", text(0), "", text(1), 5, text(2))
-    (Path(config.input) / "b.txt").write_bytes(b"\xff\xfe")
-    (Path(config.input) / "c.txt").touch()
+    (Path(config.input or "") / "b.txt").write_bytes(b"\xff\xfe")
+    (Path(config.input or "") / "c.txt").touch()
     assert run(replace(config, held_out_share=0.0, max_bad_share=0.6)) == 0
     found = report(config)
     assert found["problems"] == {"a.jsonl": {"empty": 1, "no_text": 1}, "b.txt": {"not_utf8": 1}, "c.txt": {"empty": 1}}
-    second = (Path(config.input) / "a.jsonl").read_text().index("\n") + 1
+    second = (Path(config.input or "") / "a.jsonl").read_text().index("\n") + 1
     assert found["first_problem"]["empty"] == f"a.jsonl:{second}"
 
     strict = replace(config, held_out_share=0.0, max_bad_share=0.5, output=str(tmp_path / "strict"))
@@ -236,7 +164,7 @@ def test_other_peoples_files_are_not_touched(config: PrepConfig) -> None:
         run(config)
     assert list(files(config)) == ["train/mine"]
     with pytest.raises(InputError, match=r"output=.*a\.jsonl: a file"):
-        run(replace(config, output=str(Path(config.input) / "a.jsonl")))
+        run(replace(config, output=str(Path(config.input or "") / "a.jsonl")))
 
 
 @pytest.mark.parametrize(
@@ -259,48 +187,38 @@ def test_bad_keys_end_before_anything_is_written(config: PrepConfig, change: dic
     assert not Path(config.output).exists()
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The kernel refuses to let any file of this process grow beyond `size` bytes, as a quota or a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_set_is_added_to(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", *map(text, range(100)))
+    assert run(config) == 0
+    before = files(config)
+    more = replace(config, input=str(tmp_path / "more"), append=True, tokenizer=TokenizerConfig())
+    Path(more.input or "").mkdir()
+    write_jsonl(more, "b.jsonl", *map(text, range(100, 150)))
+    assert run(more) == 0
+    after = files(more)
+    changed = {"train/manifest.json", "held_out/manifest.json", "lineage.json"}
+    assert all(after[name] == data for name, data in before.items() if name not in changed)
+    written = [value for split in (TRAIN, HELD_OUT) for value, _ in documents(more, split)]
+    assert sorted(written) == sorted(map(text, range(150)))
+    assert len(json.loads(after["lineage.json"])) == 2
+
+    with pytest.raises(InputError, match="append=true: the set has this input already"):
+        run(more)
+    assert files(more) == after
+    with pytest.raises(InputError, match=r"append=True: output=.* holds no finished set to append to"):
+        run(replace(more, output=str(tmp_path / "none")))
 
 
-def test_no_space_left(config: PrepConfig, tmp_path: Path) -> None:
-    write_jsonl(config, "a.jsonl", *map(text, range(200)))
-    write_jsonl(config, "b.jsonl", " ".join(WORDS * 100))
-    with largest_file(40_000), pytest.raises(GaveUp, match=r"\.arrow: can't be written: File too large"):
-        run(config)
-    kept = files(config)
-    assert "train/shard-000000.tar" in kept
-    assert not any("partial" in name or "manifest" in name or ".work" in name for name in kept)
-    assert report(config)["reason"].endswith("File too large")
-    assert report(config)["shards"] == sum(name.endswith(".tar") for name in kept)
-
-    assert run(config) == 0  # there is space now: what is left of the first run is no obstacle
-    whole = replace(config, output=str(tmp_path / "whole"))
-    assert run(whole) == 0
-    assert files(whole) == files(config)
-    assert all(files(config)[name] == data for name, data in kept.items())
-
-
-def test_a_worker_that_dies(config: PrepConfig) -> None:
-    write_jsonl(config, "a.jsonl", *map(text, range(300)))
-
-    def kill_the_first_worker() -> None:
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.01)
-        children[0].kill()
-
-    threading.Thread(target=kill_the_first_worker, daemon=True).start()
-    with pytest.raises(GaveUp, match=r"a worker process died \(killed, or out of memory\) while preparing a\.jsonl$"):
-        run(replace(config, workers=2))
-    assert report(config)["exit_code"] == 3
-    assert not multiprocessing.active_children()
+def test_several_inputs(config: PrepConfig, tmp_path: Path) -> None:
+    write_jsonl(config, "a.jsonl", text(0), text(1))
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "b.txt").write_text(text(2))
+    inputs = {"web": config.input or "", "books": str(tmp_path / "books")}
+    assert run(replace(config, input=None, inputs=inputs, held_out_share=0.0)) == 0
+    found = [(value, row["source"]) for value, row in documents(config, TRAIN)]
+    assert found == [(text(0), "web"), (text(1), "web"), (text(2), "books")]
+    with pytest.raises(InputError, match=r"input=.*: give this or inputs\.NAME=\.\.\., not both"):
+        run(replace(config, inputs=inputs))
 
 
 def test_every_key_can_be_given_on_the_command_line() -> None:
@@ -308,3 +226,26 @@ def test_every_key_can_be_given_on_the_command_line() -> None:
     composed = compose("prep", arguments)
     assert isinstance(composed, PrepConfig)
     assert (composed.tokenizer.vocab_size, composed.columns.text, composed.workers) == (9, "content", 3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_there_twice_is_left_out(config: PrepConfig, workers: int) -> None:
+    """The first in the order of the input stays, of documents and of lines, whatever unit it is in."""
+    one, two, three, four = (f"document {number} has but one line, and that line is its own" for number in range(4))
+    line = "a line of more than twenty characters that several documents have"
+    write_jsonl(config, "a.jsonl", one, two, f"{three}\n{line}")
+    write_jsonl(config, "b.jsonl", two.replace(" ", "  "), f"{line}\n{four}", one, line)
+    wanted = replace(config, workers=workers, unit_bytes=100, held_out_share=0.0)
+    wanted.deduplicate.exact = True
+    wanted.deduplicate.paragraphs = ParagraphsConfig(enabled=True, min_characters=20, min_left_characters=20)
+    assert run(wanted) == 0
+    assert [value for value, _ in documents(wanted, TRAIN)] == [one, two, f"{three}\n{line}", four]
+    found = report(wanted)
+    assert found["duplicates"]["exact"] == 2
+    pairs = [(example["kept_text"], example["dropped_text"]) for example in found["duplicates"]["examples"]]
+    assert sorted(pairs) == [(one, one), (two, two.replace(" ", "  "))]
+    dropped = found["steps"]["dropped"]
+    assert dropped["duplicates"]["exact"]["documents"] == 2
+    assert dropped["paragraphs"]["little_left"]["documents"] == 1
+    assert found["steps"]["changed"]["paragraphs"]["repeated_lines"]["documents"] == 1
+    assert (found["records"], found["documents"]) == (7, {TRAIN: 4, HELD_OUT: 0})

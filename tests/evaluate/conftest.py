@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.config import ModelConfig, ObjectiveConfig
-from megatrain.data.format import HELD_OUT, Manifest, shard_name
-from megatrain.data_prep.shards import ShardWriter, write_manifest
+from megatrain.data.format import HELD_OUT, Manifest, ShardList, shard_name
+from megatrain.data_prep.shards.manifest import write_manifest
+from megatrain.data_prep.shards.writer import ShardWriter
 from megatrain.engines.ranges import Shard
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.spec import parameters
@@ -94,7 +95,7 @@ def write_held_out(folder: Path, tokenizer: Path, sha256: str) -> None:
         tokenizer_sha256=sha256,
         tokens=entry.tokens,
         documents=len(documents),
-        shards=(entry,),
+        shards=ShardList.of([entry]),
     )
     write_manifest(folder / HELD_OUT, manifest)
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import DistStoreError
 
-from megatrain.resilience.agreement import Agreement
+from megatrain.resilience.agreement import Agreement, Notices
 from tests.resilience.stores import tcp_stores
 
 RANKS = 3
@@ -39,3 +39,16 @@ def test_a_rank_that_does_not_arrive_is_an_error_in_time() -> None:
     (store,) = tcp_stores(1)
     with pytest.raises(DistStoreError):
         Agreement(store, 2, "test", timedelta(seconds=0.2))(None)
+
+
+def test_what_several_ranks_say_is_taken_once() -> None:
+    main, other = (Notices(store, "test") for store in tcp_stores(2))
+    assert main.take() == []
+    other.give("a: altered")
+    main.give("b: cut off")
+    other.give("b: cut off")
+    assert main.take() == ["a: altered", "b: cut off"]
+    main.give("a: altered")
+    other.give("c: altered")
+    assert main.take() == ["c: altered"]
+    assert main.take() == []

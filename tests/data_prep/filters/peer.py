@@ -20,13 +20,14 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from megatrain.data_prep.documents import SCHEMA, Documents, Step
+from megatrain.data_prep.documents import SCHEMA, Documents
 from megatrain.data_prep.filters.c4 import C4
 from megatrain.data_prep.filters.config import C4Config, FineWebConfig, GopherQualityConfig, GopherRepetitionConfig
 from megatrain.data_prep.filters.fineweb import FineWeb
 from megatrain.data_prep.filters.gopher_quality import GopherQuality
 from megatrain.data_prep.filters.gopher_repetition import GopherRepetition
 from megatrain.data_prep.notes import Notes
+from megatrain.data_prep.step import Step
 
 REASONS = (
     {

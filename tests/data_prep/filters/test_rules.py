@@ -6,7 +6,6 @@ import textwrap
 
 import pytest
 
-from megatrain.data_prep.documents import Step
 from megatrain.data_prep.filters.c4 import C4
 from megatrain.data_prep.filters.chain import filters
 from megatrain.data_prep.filters.config import (
@@ -22,6 +21,7 @@ from megatrain.data_prep.filters.gopher_quality import GopherQuality
 from megatrain.data_prep.filters.gopher_repetition import GopherRepetition
 from megatrain.data_prep.filters.length import Length
 from megatrain.data_prep.notes import Notes
+from megatrain.data_prep.step import Step
 from tests.data_prep.filters.peer import batch
 
 PROSE = (

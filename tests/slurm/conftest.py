@@ -1,0 +1,55 @@
+"""A real Slurm cluster of two nodes on this machine (testbed/README.md), for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTBED = Path(__file__).parent / "testbed" / "slurm_testbed"
+MOST_ARRAY_TASKS = 8
+CONFIGURATION = f"MaxArraySize={MOST_ARRAY_TASKS}\n"
+"""An array of more jobs is refused."""
+
+
+class Cluster:
+    """The cluster of the testbed. folder: its state and logs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        configuration = folder / "extra.conf"
+        configuration.write_text(CONFIGURATION)
+        self._environment = {"SLURM_TESTBED_DIR": str(folder), "SLURM_TESTBED_EXTRA_CONF": str(configuration)}
+
+    def __call__(self, verb: str, *arguments: str) -> str:
+        """What a verb of the testbed prints; `slurm_testbed help` lists them."""
+        command, environment = [str(TESTBED), verb, *arguments], {**os.environ, **self._environment}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if "apt-get failed" in ended.stderr:
+            pytest.skip("slurm-wlm isn't installed and can't be")
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """The cluster, started once for the whole test run; sbatch, squeue and the others are those of it."""
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm cluster needs root")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        folder.chmod(0o711)  # munge wants its socket where everyone gets
+        cluster = Cluster(folder)
+        cluster("up", "2")
+        try:
+            if (folder / "bin" / "sbatch").exists():
+                patch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
+            else:  # The daemons are this machine's, on other ports.
+                patch.setenv("SLURM_CONF", str(folder / "etc" / "slurm.conf"))
+            yield cluster
+        finally:
+            cluster("down")
