@@ -1,6 +1,6 @@
 """Decisions on real documents are datatrove's, with the same reason, but for differences that are known and rare.
 
-None was found among 12,000 documents. What is known to differ: n-grams are compared word by word (datatrove compares
+None was found among 20,000 documents. What is known to differ: n-grams are compared word by word (datatrove compares
 the characters of some in a row, where "ab c" is "a bc"); whitespace in a row is no word of its own (in spaCy it can
 begin a sentence); a fullwidth digit one is no punctuation; over 1000 characters without a space are divided at each
 thousandth.
