@@ -216,7 +216,10 @@ def scaling(folder: Path, texts: Sequence[str], rounds: int) -> Result:
     for _ in range(rounds):
         for (size, workers), found in costs.items():
             found.append(cost(prep(folder / str(size), _gone(folder / "shards"), workers)))
-    rows = [_row(f"{size} MB, {workers} workers", size, found) for (size, workers), found in costs.items()]
+    rows = [
+        _row(f"{size} MB, {workers} worker{'s' * (workers > 1)}", size, found)
+        for (size, workers), found in costs.items()
+    ]
     cpu = np.array([statistics.median(each.cpu_seconds for each in costs[size, 2]) for size in SIZES])
     line = np.polyval(np.polyfit(SIZES, cpu, 1), SIZES)
     wall = [statistics.median(each.seconds for each in costs[SIZES[-1], workers]) for workers in (1, 2)]
