@@ -6,7 +6,7 @@ Design choices:
 - Chinese: jieba's dictionary and hidden Markov model (rjieba).
 - Japanese: where the script changes. Thai, Lao, Khmer, Burmese: every so many letters, about the mean length of a word.
   Tibetan: syllables. These aren't words; they are as many and as long as words are, which is what thresholds on counts
-  and on repeated n-grams need. Real segmenters for them are a hundred times slower or carry a model of their own.
+  and on repeated n-grams need. Segmenters that know words carry dictionaries or models, a package for each language.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Words by spaCy's rules for a language: prefixes, suffixes, infixes and special cases, without a model.
 
 Design choices:
-- The rules are spaCy's own; what applies them is written here, step by step as spaCy's tokenizer does, since that spends
+- The rules are spaCy's own; what applies them is written here, as its tokenizer does it step by step, since that spends
   more than half of its time on what isn't asked for: a document, and an entry in its vocabulary for every new word.
   Tests compare the two.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-LONGEST_SUFFIX = 24
-"""Characters that are searched for a suffix, where the text doesn't end in a row of dots: no other one is longer."""
+LONGEST_SUFFIX = 10
+"""Characters in which a suffix is looked for. None is longer, but for a row of dots, and in Greek."""
 
 Rules = Mapping[str, Sequence[str]]
 
@@ -24,7 +25,8 @@ class SpacyRules:
         import spacy
         from spacy.symbols import ORTH
 
-        tokenizer = spacy.blank(language).tokenizer
+        tokenizer: Any = spacy.blank(language).tokenizer
+        self.greek = language == "el"
         self.prefix, self.suffix = tokenizer.prefix_search, tokenizer.suffix_search
         self.infixes, self.is_url = tokenizer.infix_finditer, tokenizer.url_match or _never
         self.is_word = tokenizer.token_match or _never
@@ -32,24 +34,20 @@ class SpacyRules:
         # Special cases that affixes would divide are looked for once more among the words that came of it.
         divided = filter(self._has_affix, self.special)
         self.rejoined = {tuple(self._by_affixes(text, {})): self.special[text] for text in divided}
-        self.first = {words[0] for words in self.rejoined}
-        self.most = max(map(len, self.rejoined), default=0)
+        self.sizes: dict[str, set[int]] = {}
+        for words in self.rejoined:
+            self.sizes.setdefault(words[0], set()).add(len(words))
 
     def __call__(self, text: str) -> list[str]:
-        if text in self.special:
-            words = list(self.special[text])
-        elif text.isalpha():  # No rule divides between letters.
-            return [text]
-        else:
-            words = self._by_affixes(text, self.special)
-        return words if self.first.isdisjoint(words) else self._rejoin(words)
+        words = self._by_affixes(text, self.special)
+        return words if self.sizes.keys().isdisjoint(words) else self._rejoin(words)
 
     def _by_affixes(self, text: str, special: Rules) -> list[str]:
         """Takes prefixes and suffixes off, one of each at a time, then divides what is left."""
         before: list[str] = []
         after: list[str] = []
         left = -1
-        while text and len(text) != left and not self.is_word(text) and text not in special:
+        while len(text) != left and text not in special and not self._whole(text):
             left = len(text)
             start = _length(self.prefix(text))
             if start and text[start:] in special:
@@ -73,7 +71,7 @@ class SpacyRules:
         """What is left without prefixes and suffixes, divided at infixes."""
         if text in special:
             return special[text]
-        if not text or self.is_word(text) or self.is_url(text):
+        if self._whole(text) or self.is_url(text):
             return [text] if text else []
         words = []
         at = 0
@@ -86,20 +84,25 @@ class SpacyRules:
 
     def _rejoin(self, words: list[str]) -> list[str]:
         """Puts special cases in the place of the words that they were divided into; the longest first."""
+        spans = [(-size, at) for at, word in enumerate(words) for size in self.sizes.get(word, ())]
         taken: set[int] = set()
-        found: dict[int, int] = {}
-        for size in range(min(self.most, len(words)), 0, -1):
-            for at in range(len(words) - size + 1):
-                if tuple(words[at : at + size]) in self.rejoined:
-                    if at not in taken and at + size - 1 not in taken:
-                        found[at] = size
-                    taken.update(range(at, at + size))
-        for at, size in sorted(found.items(), reverse=True):
-            words[at : at + size] = self.rejoined[tuple(words[at : at + size])]
+        found: list[tuple[int, int]] = []
+        for size, at in sorted(spans):
+            end = at - size
+            if end <= len(words) and tuple(words[at:end]) in self.rejoined:
+                if at not in taken and end - 1 not in taken:
+                    found.append((at, end))
+                taken.update(range(at, end))
+        for at, end in sorted(found, reverse=True):
+            words[at:end] = self.rejoined[tuple(words[at:end])]
         return words
 
+    def _whole(self, text: str) -> bool:
+        """Whether nothing divides a text: no rule does between letters."""
+        return not text or text.isalpha() or self.is_word(text) is not None
+
     def _suffix_length(self, text: str) -> int:
-        begin = 0 if text.endswith("..") else max(0, len(text) - LONGEST_SUFFIX)
+        begin = 0 if self.greek or text.endswith("..") else max(0, len(text) - LONGEST_SUFFIX)
         return _length(self.suffix(text, begin))
 
     def _has_affix(self, text: str) -> bool:

@@ -95,8 +95,12 @@ class Pieces(dict[str, int]):
         self.segment = segment
 
     def __missing__(self, piece: str) -> int:
-        cut = [piece[at : at + LONGEST_PIECE] for at in range(0, len(piece), LONGEST_PIECE)]
-        number = self[piece] = self.vocabulary.add_piece([word for part in cut for word in self.segment(part)])
+        if len(piece) <= LONGEST_PIECE:
+            words = self.segment(piece)
+        else:
+            parts = [piece[at : at + LONGEST_PIECE] for at in range(0, len(piece), LONGEST_PIECE)]
+            words = [word for part in parts for word in self.segment(part)]
+        number = self[piece] = self.vocabulary.add_piece(words)
         self.vocabulary.characters += len(piece)
         return number
 

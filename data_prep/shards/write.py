@@ -75,6 +75,7 @@ def write_shard(task: ShardTask) -> Done:
         stack.callback(tar.discard)
         file = stack.enter_context(AtomicFile(metadata_path(path)))
         parquet = pq.ParquetWriter(file, METADATA, compression="zstd", write_page_checksum=True)
+        stack.callback(_abandon, parquet)
         for ids, lengths, metadata in _members(task):
             tar.add(ids, lengths)
             parquet.write_table(metadata, row_group_size=len(metadata))
@@ -90,6 +91,12 @@ def read_record(task: ShardTask) -> ShardRecord:
     """What write_shard noted."""
     record = json.loads(Path(task.record).read_bytes())
     return ShardRecord(ShardEntry(**record["entry"]), [tuple(row) for row in record["counts"]])
+
+
+def _abandon(parquet: pq.ParquetWriter) -> None:
+    """Closes a writer that may not have come to its end: it would write its footer, and to a full disk."""
+    with contextlib.suppress(Exception):
+        parquet.close()
 
 
 def _is_whole(task: ShardTask) -> bool:

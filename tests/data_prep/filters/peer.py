@@ -58,6 +58,9 @@ REASONS = (
 )
 """datatrove's names of our reasons."""
 
+Decision = tuple[str | None, str]
+"""Why a document is dropped, and its text where it isn't."""
+
 PACKAGES = Path(site.getsitepackages()[0])
 FEW = (PACKAGES / "numpy", *PACKAGES.glob("*.dist-info"))
 MANY = (PACKAGES, Path("/usr/share/doc"), Path("/usr/share/man"))
@@ -149,9 +152,9 @@ def their_filters() -> dict[str, BaseFilter]:
     }
 
 
-def our_decisions(step: Step, texts: Sequence[str], size: int = 500) -> list[tuple[str | None, str]]:
+def our_decisions(step: Step, texts: Sequence[str], size: int = 500) -> list[Decision]:
     """Why each document is dropped, and its text where it isn't."""
-    decisions: list[tuple[str | None, str]] = []
+    decisions: list[Decision] = []
     for start in range(0, len(texts), size):
         notes = Recorded()
         documents = batch(texts[start : start + size])
@@ -160,7 +163,7 @@ def our_decisions(step: Step, texts: Sequence[str], size: int = 500) -> list[tup
     return decisions
 
 
-def their_decision(peer: BaseFilter, text: str) -> tuple[str | None, str]:
+def their_decision(peer: BaseFilter, text: str) -> Decision:
     """The same of one document by datatrove, with our names of the reasons."""
     document = Document(text=text, id="0")
     result = peer.filter(document)

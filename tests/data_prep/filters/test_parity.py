@@ -1,6 +1,6 @@
 """Decisions on real documents are datatrove's, with the same reason, but for differences that are known and rare.
 
-None was found among 12,000 documents. What is known to differ: n-grams are compared word by word (datatrove compares
+None was found among 20,000 documents. What is known to differ: n-grams are compared word by word (datatrove compares
 the characters of some in a row, where "ab c" is "a bc"); whitespace in a row is no word of its own (in spaCy it can
 begin a sentence); a fullwidth digit one is no punctuation; over 1000 characters without a space are divided at each
 thousandth.
@@ -13,6 +13,7 @@ import pytest
 from tests.data_prep.filters.peer import (
     FEW,
     MANY,
+    Decision,
     our_decisions,
     our_filters,
     real_documents,
@@ -21,7 +22,7 @@ from tests.data_prep.filters.peer import (
 )
 
 
-def differences(name: str, texts: Sequence[str]) -> list[tuple[str, object, object]]:
+def differences(name: str, texts: Sequence[str]) -> list[tuple[str, Decision, Decision]]:
     ours = our_decisions(our_filters()[name], texts)
     peer = their_filters()[name]
     theirs = [their_decision(peer, text) for text in texts]

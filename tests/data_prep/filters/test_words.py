@@ -15,7 +15,7 @@ from tests.data_prep.filters.peer import FEW, real_documents
 
 ODD = (
     "I can't, e.g. (see http://a.b/c?d=e).  \n\n “Quoted”… 5km U.S.A. :-) ...... x-y--z 3.5% "
-    "'tis dont ¯\\(ツ)/¯ 12:30pm"
+    "'tis dont foo-don't. colon(:) foo:) x:-))) ----- a....... 5km/h. ¯\\(ツ)/¯ 12:30pm"
 )
 
 
