@@ -40,7 +40,7 @@ AT_ONCE = 32
 """Documents that Megatron-LM hands to a process at once."""
 FOR_TOKENIZERS = "for_tokenizers.json"
 """In FOLDER too: the same with a normalizer that does nothing, which is enough to keep tiktoken from it."""
-UNIT_BYTES = 1 << 20
+UNIT_BYTES = 4 << 20
 """Of megatrain's units: the text is small, and all workers should have some."""
 
 

@@ -28,7 +28,7 @@ from megatrain.data_prep.steps import steps
 from megatrain.data_prep.tokenizer import Vocabulary, load, pick_backend, train
 from megatrain.data_prep.units import StoredTokenizer, is_held_out, text_digests, through
 
-PARITY_BYTES = 1 << 20
+PARITY_BYTES = 1 << 18
 """Text on which tiktoken has to give the ids of tokenizers before it is used."""
 SAMPLED_TOGETHER = 256
 """Documents that go through the steps at once."""
