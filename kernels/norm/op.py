@@ -47,7 +47,7 @@ def norm_forward(
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     y, summed, mean, rstd = outputs = _empty_outputs(x, residual, weight, bias, eps)
     rows, width = rstd.numel(), x.shape[-1]
-    tile = configs.tile(width, configs.FORWARD_WIDTH)
+    tile = configs.forward(width)
     tensors = (x, residual, weight, bias, y, summed, mean, rstd)
     options = {"HAS_RESIDUAL": residual is not None, "CENTERED": bias is not None, "BLOCK": tile.block}
     if width <= tile.block:
@@ -89,7 +89,7 @@ def norm_backward(
     dy, dsummed = dy.contiguous(), None if dsummed is None else dsummed.contiguous()
     rows, width = rstd.numel(), summed.shape[-1]
     centered = bias is not None
-    tile = configs.tile(width, configs.BACKWARD_WIDTH)
+    tile = configs.backward(width)
     whole = width <= tile.block
     norm_part = mean_part = None
     if not whole:

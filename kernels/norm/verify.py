@@ -45,7 +45,7 @@ def _call(function, residual: bool, x: Tensor, *rest: Tensor) -> tuple[Tensor, .
 
 def cases(generator: Generator) -> Iterator[Case]:
     """Both norms, with and without a residual, in both dtypes, whole and tiled."""
-    for width in (8, 80, 256, configs.BACKWARD_WIDTH + 40, configs.FORWARD_WIDTH + 40):
+    for width in (8, 80, 256, 8192 + 40, 16384 + 40):
         for dtype in (torch.float32, torch.bfloat16):
             for residual in (False, True):
                 for centered in (False, True):
@@ -65,13 +65,12 @@ def _forward_and_backward(width: int, residual: bool, centered: bool) -> Iterato
     norm = f"{'layer' if centered else 'rms'}{' + residual' if residual else ''} {width}"
     yield _compilation(norm, "forward", width, residual, centered)
     yield _compilation(norm, "backward", width, residual, centered)
-    if width > configs.BACKWARD_WIDTH:
+    if width > configs.backward(width).block:
         yield _compilation(norm, "backward_sums", width, residual, centered)
 
 
 def _compilation(norm: str, kernel: str, width: int, residual: bool, centered: bool) -> Compilation:
-    widest = configs.FORWARD_WIDTH if kernel == "forward" else configs.BACKWARD_WIDTH
-    tile = configs.tile(width, widest)
+    tile = configs.forward(width) if kernel == "forward" else configs.backward(width)
     whole = width <= tile.block
     function = "forward_tiled" if kernel == "forward" and not whole else kernel
     constants: dict[str, int | bool | None] = {"CENTERED": centered, "BLOCK": tile.block}
