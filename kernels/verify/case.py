@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from torch import Generator, Tensor
 
-KERNELS = ("norm", "swiglu")
+KERNELS = ("norm", "rotary", "swiglu")
 """The folders of kernels that have a verify.py."""
 
 
