@@ -3,7 +3,8 @@
 Design choices:
 - Heads are turned where the projection left them, queries and keys in one launch, past the values between them.
 - Cosines and sines are read, not computed: they are the same for all layers, and a sine in Triton that is right at
-  large angles spills. They weigh a fortieth of a llama_7b's queries and keys.
+  large angles spills. They weigh a fortieth of the
+  queries and keys of 32 heads with 8 for keys.
 - The gradient is written to a tensor of its own, for whoever else holds what came in must not see it change.
 """
 

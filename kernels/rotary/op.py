@@ -41,7 +41,7 @@ class _Rotate(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return rotary_backward(dy, *ctx.saved_tensors, ctx.group, ctx.rotated), None, None, None, None
 
 
@@ -61,7 +61,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, group: int, rotated: int) -> None:
 @torch.library.custom_op("megatrain::rotary_backward", mutates_args=())
 def rotary_backward(dy: Tensor, cos: Tensor, sin: Tensor, group: int, rotated: int) -> Tensor:
     """dy turned back, [B, S, heads * D]."""
-    result = _empty(dy, cos, sin, group, rotated)
+    result: Tensor = _empty(dy, cos, sin, group, rotated)
     _launch(dy.contiguous(), result, cos, sin, group, rotated, backward=True)
     return result
 

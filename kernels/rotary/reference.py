@@ -11,7 +11,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, group: int, rotated: int) -> Ten
 
     x: [B, S, heads * D]. cos, sin: [B, S, 1, D/2]. Computed in fp32, or in fp64 where x is; of x's shape and dtype.
     """
-    heads = x.unflatten(-1, (-1, group, 2 * cos.shape[-1]))
+    heads = x.view(*x.shape[:2], -1, group, 2 * cos.shape[-1])
     first, second = heads[..., :rotated, :].to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -34,7 +34,7 @@ def cases(generator: Generator) -> Iterator[Case]:
 
 
 def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
-    """Both ways in bf16, of the packed projections of llama_7b (32 of 32 heads) and of grouped queries (4 a key)."""
+    """Both ways in bf16, of packed projections with a query and with four queries a key."""
     for half, group in ((64, 3), (64, 6), (32, 6)):
         per_program, block = configs.tile(half)
         for backward in (False, True):
@@ -43,9 +43,13 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
                 function="megatrain.kernels.rotary.kernel:rotate",
                 types={"x": "*bf16", "y": "*bf16", "cos": "*fp32", "sin": "*fp32", "heads": "i32"},
                 constants={
-                    "GROUP": group, "ROTATED": group - 1, "HALF": half, "BACKWARD": backward,
-                    "HEADS": per_program, "BLOCK": block,
-                },  # fmt: skip
+                    "GROUP": group,
+                    "ROTATED": group - 1,
+                    "HALF": half,
+                    "BACKWARD": backward,
+                    "HEADS": per_program,
+                    "BLOCK": block,
+                },
                 num_warps=configs.WARPS,
                 instructions=("LDG.E.128", "STG.E.128"),
             )
