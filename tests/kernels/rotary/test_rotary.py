@@ -31,11 +31,11 @@ def test_it_is_the_models_rotation_in_place() -> None:
     generator = torch.Generator().manual_seed(0)
     packed = torch.randn(2, 4, 2 * 5 * 8, generator=generator)
     angles = torch.rand(2, 4, 1, 4, generator=generator)
-    before = packed.clone().unflatten(-1, (2, 5, 8))
+    before = packed.clone().view(2, 4, 2, 5, 8)
     memory = packed.data_ptr()
     result = op.rotate_(packed, angles.cos(), angles.sin(), group=5, rotated=4)
     assert result.data_ptr() == memory
-    after = packed.unflatten(-1, (2, 5, 8))
+    after = packed.view(2, 4, 2, 5, 8)
     for head in range(4):
         torch.testing.assert_close(after[..., head, :], rotate(before[..., head, :], angles.cos(), angles.sin()))
     assert torch.equal(after[..., 4, :], before[..., 4, :])
