@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from torch import Generator, Tensor
 
-KERNELS = ("norm", "rotary", "swiglu")
+KERNELS = ("linear_cross_entropy", "norm", "rotary", "swiglu")
 """The folders of kernels that have a verify.py."""
 
 

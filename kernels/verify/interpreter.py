@@ -274,8 +274,9 @@ class Measured:
 
 def relative(a: Tensor, b: Tensor) -> float:
     """The L2 norm of a - b over that of b, in fp64; 0 where both are empty or 0."""
-    difference = float((a.double() - b.double()).norm())
-    return difference / float(b.double().norm()) if difference else 0.0
+    a, b = a.detach().double(), b.detach().double()
+    difference = float((a - b).norm())
+    return difference / float(b.norm()) if difference else 0.0
 
 
 def check(case: Case) -> dict[str, Measured]:
