@@ -269,7 +269,8 @@ class Measured:
         """
         if self.all_fp32:
             return FP32_BOUND
-        return max(FP32_BOUND, (1 + 2 * self.elements**-0.5) * max(self.eager, self.least))
+        chance: float = 2 * self.elements**-0.5
+        return max(FP32_BOUND, (1 + chance) * max(self.eager, self.least))
 
 
 def relative(a: Tensor, b: Tensor) -> float:
