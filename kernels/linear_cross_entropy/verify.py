@@ -26,8 +26,8 @@ def case(
     targets[::5] = -100
     return Case(
         name=f"{tokens} tokens, {vocabulary} ids from {first}, {dtype}",
-        operation=lambda *tensors: _with_loss(*op.linear_cross_entropy(*tensors, first=first, count=vocabulary)),
-        reference=lambda *tensors: _with_loss(*reference.linear_cross_entropy(*tensors, first=first, count=vocabulary)),
+        operation=lambda x, weight, ids: _with_loss(*op.linear_cross_entropy(x, weight, ids, first, vocabulary)),
+        reference=lambda x, weight, ids: _with_loss(*reference.linear_cross_entropy(x, weight, ids, first, vocabulary)),
         inputs={
             "x": torch.randn(tokens, HIDDEN, generator=generator).to(dtype),
             "weight": (torch.randn(vocabulary + padding, HIDDEN, generator=generator) / HIDDEN**0.5).to(dtype),

@@ -33,7 +33,7 @@ def problem(tokens: int, vocabulary: int, hidden: int, dtype: torch.dtype) -> tu
 
 @given(
     st.integers(1, 12),
-    st.integers(1, 300),
+    st.integers(8, 300),
     st.integers(0, 400),
     st.integers(0, 20),
     st.sampled_from([torch.float32, torch.bfloat16]),
