@@ -165,7 +165,8 @@ def forward(
         acc, total, top = _attend(acc, total, top, q, K, V, b, h, n, low, high, scale, True, N, D)
     for i in tl.range(whole, broken):
         acc, total, top = _attend(acc, total, top, q, K, V, b, h, i * N, low, high, scale, False, N, D)
-    _store(O, acc / tl.where(total == 0.0, 1.0, total)[:, None], b, h, g, m, M, D)
+    total = tl.where(total == 0.0, 1.0, total)
+    _store(O, acc / total[:, None], b, h, g, m, M, D)
     rows = m + tl.arange(0, M)
     tl.store(LSE + tl.cast(head, tl.int64) * queries + rows, (top + tl.log2(total)) * LN_2, mask=rows < queries)
 
