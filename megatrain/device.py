@@ -147,6 +147,11 @@ def peak_memory() -> int:
     return peak
 
 
+def processors(where: torch.device) -> int:
+    """How many programs of a kernel a device runs side by side: a GPU's multiprocessors. On the CPU 4, for tests."""
+    return torch.cuda.get_device_properties(where).multi_processor_count if where.type == "cuda" else 4
+
+
 def empty_cache() -> None:
     """Gives unused cached memory back, after large temporary tensors were freed."""
     gc.collect()

@@ -1,0 +1,69 @@
+"""SwiGLU as an operation of torch: for autograd, torch.compile and fake tensors.
+
+Triton is imported when a kernel is launched, not before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatrain.kernels.swiglu import configs
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, [..., N] from [..., 2 N] in fp32, bf16 or fp16, whose first half is the gate. fp32 inside."""
+    result: Tensor = swiglu_forward(gate_up)
+    return result
+
+
+@torch.library.custom_op("megatrain::swiglu_forward", mutates_args=())
+def swiglu_forward(gate_up: Tensor) -> Tensor:
+    """As swiglu."""
+    from megatrain.kernels.swiglu import kernel
+
+    y = _empty_forward(gate_up)
+    kernel.forward[_grid(y)](gate_up.contiguous(), y, y.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS)
+    return y
+
+
+@swiglu_forward.register_fake
+def _empty_forward(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+
+@torch.library.custom_op("megatrain::swiglu_backward", mutates_args=())
+def swiglu_backward(dy: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient of gate_up."""
+    from megatrain.kernels.swiglu import kernel
+
+    result = _empty_backward(dy, gate_up)
+    kernel.backward[_grid(dy)](
+        dy.contiguous(), gate_up.contiguous(), result, dy.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS
+    )
+    return result
+
+
+@swiglu_backward.register_fake
+def _empty_backward(dy: Tensor, gate_up: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(gate_up, memory_format=torch.contiguous_format)
+
+
+def _grid(y: Tensor) -> tuple[int, int]:
+    """A program for each row of y and block of its columns."""
+    return y.numel() // y.shape[-1], -(-y.shape[-1] // configs.BLOCK)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dy: Tensor) -> Tensor:
+    (gate_up,) = ctx.saved_tensors
+    result: Tensor = swiglu_backward(dy, gate_up)
+    return result
+
+
+swiglu_forward.register_autograd(_backward, setup_context=_save)

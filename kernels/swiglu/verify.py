@@ -1,0 +1,42 @@
+"""The SwiGLU kernels for kernels/verify: what is run in the interpreter, and what is compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator
+
+from megatrain.kernels.swiglu import configs, op, reference
+from megatrain.kernels.verify.case import Case, Compilation
+
+
+def case(generator: Generator, rows: int, width: int, dtype: torch.dtype) -> Case:
+    """SwiGLU of [2, rows, 2 * width]."""
+    return Case(
+        name=f"2x{rows}x{width}, {dtype}",
+        operation=lambda gate_up: (op.swiglu(gate_up),),
+        reference=lambda gate_up: (reference.swiglu(gate_up),),
+        inputs={"gate_up": (3 * torch.randn(2, rows, 2 * width, generator=generator)).to(dtype)},
+    )
+
+
+def cases(generator: Generator) -> Iterator[Case]:
+    """Widths within a block, at its edge and beyond, in both dtypes."""
+    for width in (1, 88, configs.BLOCK, configs.BLOCK + 8):
+        for dtype in (torch.float32, torch.bfloat16):
+            yield case(generator, 3, width, dtype)
+
+
+def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+    """Both in bf16."""
+    for kernel in ("forward", "backward"):
+        yield Compilation(
+            name=f"swiglu {kernel}",
+            function=f"megatrain.kernels.swiglu.kernel:{kernel}",
+            types=dict.fromkeys(("gate_up", "y", "dy", "dgate_up"), "*bf16") | {"width": "i32"},
+            constants={"BLOCK": configs.BLOCK},
+            divisible=("width",),
+            num_warps=configs.WARPS,
+            instructions=("LDG.E.128", "STG.E.128"),
+        )

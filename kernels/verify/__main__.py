@@ -1,0 +1,65 @@
+"""Kernels checked without a GPU.
+
+    python -m megatrain.kernels.verify interpreter [--kernel norm] [--seed 0]
+    python -m megatrain.kernels.verify aot [--kernel norm] [--target sm_90] [--update]
+
+Prints a line for each case or compilation; exits 1 where one is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import torch
+
+from megatrain.kernels.verify import aot
+from megatrain.kernels.verify.case import KERNELS, verifiable
+
+
+def interpreter(kernel: str, seed: int) -> list[str]:
+    """Runs a kernel's cases; what is wrong, a line each."""
+    # Here, for triton reads the variable when it is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime.errors import InterpreterError
+
+    from megatrain.kernels.verify.interpreter import KernelError, check
+
+    found = []
+    for case in verifiable(kernel).cases(torch.Generator().manual_seed(seed)):
+        try:
+            measured = check(case)
+        except (KernelError, InterpreterError) as error:
+            found.append(f"{kernel}: {error}")
+            continue
+        errors = "  ".join(f"{name} {m.kernel:.1e} ({m.bound:.1e})" for name, m in measured.items())
+        print(f"{kernel}: {case.name}: {errors}", flush=True)
+    return found
+
+
+def main() -> int:
+    """The command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m megatrain.kernels.verify")
+    commands = parser.add_subparsers(dest="command", required=True)
+    numbers = commands.add_parser("interpreter", help="relative L2 errors to fp64, and what is done to memory")
+    numbers.add_argument("--seed", type=int, default=0)
+    compiles = commands.add_parser("aot", help="registers, stack, shared memory and instructions of compiled kernels")
+    compiles.add_argument("--target", choices=aot.SHARED_MEMORY, help="all by default")
+    compiles.add_argument("--update", action="store_true", help="take what is compiled now for the budgets")
+    for command in (numbers, compiles):
+        command.add_argument("--kernel", choices=KERNELS, help="all by default")
+    options = parser.parse_args()
+    kernels = [options.kernel] if options.kernel else KERNELS
+    if options.command == "interpreter":
+        found = [line for kernel in kernels for line in interpreter(kernel, options.seed)]
+    else:
+        print(aot.HEADER)
+        targets = [options.target] if options.target else list(aot.SHARED_MEMORY)
+        found = [line for kernel in kernels for line in aot.run(kernel, targets, options.update)]
+    print(*found, sep="\n", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What a kernel's folder says of itself in its verify.py, so that the tools of this folder can check it.
+
+A verify.py has two functions: `cases(generator)` yields the calls whose numbers are checked, `compilations(target)` what
+is compiled ahead of time. This file needs no triton.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from torch import Generator, Tensor
+
+KERNELS = ("norm", "swiglu")
+"""The folders of kernels that have a verify.py."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operation, and the same in plain torch.
+
+    operation, reference: functions of the same inputs, by position, that give the same outputs. The reference follows
+        the dtype of its inputs, so that it is the truth in fp64, and in bf16 what the kernel has to be as good as.
+    inputs: by name; of those whose dtype is floating, gradients are compared too, but for the names in `constant`.
+    """
+
+    name: str
+    operation: Callable[..., tuple[Tensor, ...]]
+    reference: Callable[..., tuple[Tensor, ...]]
+    inputs: Mapping[str, Tensor]
+    constant: frozenset[str] = frozenset()
+
+    @property
+    def differentiated(self) -> tuple[str, ...]:
+        """The inputs whose gradients are compared."""
+        floating = (name for name, tensor in self.inputs.items() if tensor.is_floating_point())
+        return tuple(name for name in floating if name not in self.constant)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One kernel with one choice of tiles, compiled for a target.
+
+    name: says which, and is the key of its budget. function: the jitted function, as "module:name". types: of each
+    argument that isn't a constant, in triton's words ("*bf16", "i32", "fp32"). constants: the constexprs. divisible:
+    integer arguments that are multiples of 16, as strides and sizes of real models are; pointers always count as such.
+    instructions: SASS instructions that have to be there ("HGMMA", "LDG.E.128").
+    """
+
+    name: str
+    function: str
+    types: Mapping[str, str]
+    constants: Mapping[str, int | float | bool | str | None]
+    divisible: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 2
+    instructions: tuple[str, ...] = ()
+
+
+class Verifiable(Protocol):
+    """A kernel's verify.py."""
+
+    def cases(self, generator: Generator) -> Iterator[Case]:
+        """Calls with inputs drawn from `generator`, of every dtype and option."""
+
+    def compilations(self, target: str) -> Iterator[Compilation]:
+        """What is compiled for a target, "sm_90"."""
+
+
+def verifiable(kernel: str) -> Verifiable:
+    """The verify.py of a kernel."""
+    return cast(Verifiable, importlib.import_module(f"megatrain.kernels.{kernel}.verify"))

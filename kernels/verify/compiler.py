@@ -1,0 +1,92 @@
+"""Compiles kernels for GPUs that this machine needn't have, and reads what the compiler made. Run by aot.py.
+
+    python -m megatrain.kernels.verify.compiler sm_90 < COMPILATIONS.json > RESOURCES.jsonl
+
+Design choices:
+- A process of its own: triton has to be imported to compile here (without TRITON_INTERPRET), and its cache is a folder
+  that the process which started it throws away, so that no old compilation stands in for one.
+- Resources come from the machine code (cuobjdump and nvdisasm, in triton's wheel): triton itself knows them only with a
+  driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from megatrain.kernels.verify.case import Compilation
+
+TOOLS = Path(nvidia.__path__[0]) / "bin"
+OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes.
+
+    registers: of a thread. stack: bytes of a thread; what spills is there. shared: bytes of a block. instructions: how
+    often each stands in the code (not how often it runs), by SASS name ("LDG.E.128.CONSTANT").
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    instructions: dict[str, int]
+
+
+def compiled(compilation: Compilation, target: str) -> Resources:
+    """Compiles for "sm_90" or the like."""
+    module, _, name = compilation.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    types = {arg: "constexpr" if arg in compilation.constants else compilation.types[arg] for arg in function.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, arg in enumerate(function.arg_names)
+        if types[arg].startswith("*") or arg in compilation.divisible
+    }
+    made: Any = triton.compile(
+        ASTSource(function, types, constexprs=dict(compilation.constants), attrs=aligned),
+        target=GPUTarget("cuda", int(target.removeprefix("sm_")), 32),
+        options={
+            "num_warps": compilation.num_warps,
+            "num_stages": compilation.num_stages,
+            "enable_fp_fusion": True,
+        },
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = RESOURCES.search(_tool("cuobjdump", "--dump-resource-usage", file.name))
+        listing = _tool("nvdisasm", "-c", file.name)
+    if usage is None:
+        raise RuntimeError(f"cuobjdump says nothing of {compilation.name}'s resources")
+    return Resources(int(usage[1]), int(usage[2]), made.metadata.shared, dict(Counter(OPCODE.findall(listing))))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    """Writes a line of JSON as soon as each is compiled."""
+    for fields in json.load(sys.stdin):
+        compilation = Compilation(**fields)
+        print(json.dumps({"name": compilation.name, **asdict(compiled(compilation, sys.argv[1]))}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

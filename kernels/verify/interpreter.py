@@ -1,0 +1,327 @@
+"""Triton's interpreter made strict: what a kernel does to memory, and its numbers against fp64. For tests only.
+
+The interpreter runs a kernel's programs one after another in numpy (TRITON_INTERPRET=1 before triton is imported).
+
+Design choices:
+- Its bf16 is wrong in silence (triton issue 11584): products of raw bits, truncation. Here tl.dot multiplies what the
+  bits mean, casts round to nearest even, and any other arithmetic in bf16 is an error: a kernel casts to fp32 first.
+- Every address is looked at. Outside the tensors of the launch, twice written, or written by one program and touched by
+  another is an error; so are atomics. A GPU runs programs in any order at once, so the last is a race, which running
+  them in order would hide.
+- Inputs lie between bands of NaN, and memory that an operation allocates starts as NaN: what is read beyond a tensor's
+  edge or never written shows in the result, what is written there in the bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partialmethod
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from megatrain.kernels.verify.case import Case
+
+BAND = 64
+"""Elements of NaN before and after each input; a multiple of what alignment needs."""
+
+FP32_BOUND = 1e-6
+"""The relative L2 error to fp64 that a kernel may have in fp32."""
+
+
+class KernelError(Exception):
+    """A kernel did what it mustn't, or its numbers are too far off."""
+
+
+class Memory:
+    """The tensors of one launch, and which program touched which byte.
+
+    A byte's number is its place when all storages of the launch are laid end to end. written, read: the program (from
+    1) that did, 0 for none, -1 for several readers.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+        self.starts = np.array(sorted(storages), dtype=np.uint64)
+        sizes = np.array([storages[int(start)] for start in self.starts], dtype=np.uint64)
+        self.stops = self.starts + sizes
+        self.offsets = np.cumsum(sizes, dtype=np.uint64) - sizes
+        total = int(sizes.sum())
+        self.written = np.zeros(total, dtype=np.int32)
+        self.read = np.zeros(total, dtype=np.int32)
+
+    def bytes_of(self, pointers: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.int64]:
+        """The number of the first byte of each element that isn't masked."""
+        used = pointers[mask]
+        which = np.searchsorted(self.starts, used, side="right") - 1
+        if (which < 0).any() or (used >= self.stops[which]).any():
+            raise KernelError("an address outside the tensors of the launch")
+        result: NDArray[np.int64] = (used - self.starts[which] + self.offsets[which]).astype(np.int64)
+        return result
+
+    def load(self, places: NDArray[np.int64], program: int) -> None:
+        """Notes that `program` reads."""
+        if ((self.written[places] != 0) & (self.written[places] != program)).any():
+            raise KernelError("a race: a program reads what another writes in the same launch")
+        others = (self.read[places] != 0) & (self.read[places] != program)
+        self.read[places] = np.where(others, -1, program)
+
+    def store(self, places: NDArray[np.int64], program: int) -> None:
+        """Notes that `program` writes."""
+        if self.written[places].any() or len(np.unique(places)) < len(places):
+            raise KernelError("a double write: an element is written twice in a launch")
+        if ((self.read[places] != 0) & (self.read[places] != program)).any():
+            raise KernelError("a race: a program writes what another reads in the same launch")
+        self.written[places] = program
+
+
+def bf16_to_fp32(bits: NDArray[Any]) -> NDArray[np.float32]:
+    """The values of bf16 bits (uint16)."""
+    return (np.ascontiguousarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def fp32_to_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
+    """Rounds to nearest even, as a GPU does; the bits, uint16."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def _cast(self: Any, source: Any, to: Any, original: Callable[..., Any]) -> Any:
+    before, after = source.dtype.scalar, to.scalar
+    if tl.bfloat16 not in (before, after) or before == after:
+        return original(self, source, to)
+    if before == tl.bfloat16 and after == tl.float32:
+        return TensorHandle(bf16_to_fp32(source.data), after)
+    if after == tl.bfloat16 and before == tl.float32:
+        return TensorHandle(fp32_to_bf16(source.data), after)
+    raise KernelError(f"a cast from {before} to {after}: go by fp32")
+
+
+def _dot(self: Any, a: Any, b: Any, accumulator: Any, *options: Any, original: Callable[..., Any]) -> Any:
+    if a.dtype.scalar != tl.bfloat16:
+        return original(self, a, b, accumulator, *options)
+    product = np.matmul(bf16_to_fp32(a.data), bf16_to_fp32(b.data))
+    return TensorHandle(product.astype(accumulator.data.dtype) + accumulator.data, accumulator.dtype.scalar)
+
+
+def _no_bf16(self: Any, *arguments: Any, original: Callable[..., Any]) -> Any:
+    for argument in arguments:
+        if isinstance(argument, TensorHandle) and argument.dtype.scalar == tl.bfloat16:
+            raise KernelError("arithmetic in bf16: cast to fp32 first")
+    return original(self, *arguments)
+
+
+def _no_bf16_sum(self: Any, values: Any, original: Callable[..., Any]) -> Any:
+    for value in values if isinstance(values, tuple) else (values,):
+        if value.dtype == tl.bfloat16:
+            raise KernelError("a reduction in bf16: cast to fp32 first")
+    return original(self, values)
+
+
+def _no_atomics(self: Any, *arguments: Any, original: Callable[..., Any]) -> Any:  # noqa: ARG001
+    raise KernelError("an atomic operation: its order, and so the result, would change from run to run")
+
+
+def tensors_of(arguments: Any) -> Iterator[Tensor]:
+    """The tensors among a launch's arguments."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, TensorDescriptor):
+            yield argument.base
+        elif isinstance(argument, tuple):
+            yield from tensors_of(argument)
+
+
+class Watch:
+    """What the interpreter's functions are replaced by; `memory` is that of the launch under way."""
+
+    def __init__(self) -> None:
+        self.memory = Memory([])
+        self.launches = 0
+
+    def launch(self, executor: Any, *arguments: Any, original: Callable[..., Any], **named: Any) -> None:
+        """A launch begins."""
+        self.memory = Memory(list(tensors_of((*arguments, *named.values()))))
+        self.launches += 1
+        original(executor, *arguments, **named)
+
+    def load(self, builder: Any, pointers: Any, mask: Any, *rest: Any, original: Callable[..., Any]) -> Any:
+        """A masked load, which every load becomes."""
+        self.memory.load(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
+        return original(builder, pointers, mask, *rest)
+
+    def store(self, builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, original: Callable[..., Any]) -> Any:
+        """A masked store, which every store becomes."""
+        self.memory.store(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
+        return original(builder, pointers, value, mask, *rest)
+
+
+def _mask(mask: Any) -> NDArray[Any]:
+    return np.asarray(mask.data, dtype=bool)
+
+
+def _program(builder: Any) -> int:
+    x, y, z = builder.grid_idx
+    _, height, depth = builder.grid_dim
+    return int((x * height + y) * depth + z + 1)
+
+
+ARITHMETIC = ("binary_op", "unary_op", "create_fma", "create_clampf", "create_rsqrt", "create_erf", "create_fp_to_fp")
+
+
+@contextmanager
+def watch() -> Iterator[Watch]:
+    """Within it the interpreter is strict. Raises RuntimeError where triton was imported to compile.
+
+    What a kernel does wrong raises triton's InterpreterError, whose text has the KernelError.
+    """
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("the interpreter is off: set TRITON_INTERPRET=1 before triton is imported")
+    watching = Watch()
+    replaced: list[tuple[Any, str, Callable[..., Any]]] = [
+        (interpreter.GridExecutor, "__call__", watching.launch),
+        (InterpreterBuilder, "create_masked_load", watching.load),
+        (InterpreterBuilder, "create_masked_store", watching.store),
+        (InterpreterBuilder, "cast_impl", _cast),
+        (InterpreterBuilder, "create_dot", _dot),
+        *((InterpreterBuilder, name, _no_bf16) for name in ARITHMETIC),
+        *((InterpreterBuilder, name, _no_atomics) for name in ("create_atomic_rmw", "create_atomic_cas")),
+        (interpreter.ReduceOps, "apply", _no_bf16_sum),
+        (interpreter.ScanOps, "apply", _no_bf16_sum),
+    ]
+    with ExitStack() as stack:
+        for owner, name, by in replaced:
+            original = getattr(owner, name)
+            stack.callback(setattr, owner, name, original)
+            setattr(owner, name, partialmethod(_call, by, original))
+        yield watching
+
+
+def _call(self: Any, function: Callable[..., Any], original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    return function(self, *arguments, original=original, **named)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Within it memory that PyTorch allocates starts as NaN (the largest integer), so that results show its use."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+
+
+class Banded:
+    """A copy of a tensor, of the same strides, between two bands of NaN (of integers: the least)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        poison = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
+        self.storage = torch.full((extent + 2 * BAND,), poison, dtype=tensor.dtype)
+        self.tensor = self.storage.as_strided(tensor.shape, tensor.stride(), BAND)
+        self.tensor.copy_(tensor)
+        self.before = self.storage.clone()
+
+    def intact(self) -> bool:
+        """Whether nothing but the tensor has changed: the bands, and what lies between its rows where they are apart."""
+        self.before.as_strided(self.tensor.shape, self.tensor.stride(), BAND).copy_(self.tensor)
+        return torch.equal(self.storage.view(torch.uint8), self.before.view(torch.uint8))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Relative L2 errors to fp64 of one output or gradient.
+
+    kernel: of the kernel. eager: of the reference in the same dtype. least: of the truth rounded to that dtype.
+    all_fp32: whether no input is of a narrower dtype.
+    """
+
+    kernel: float
+    eager: float
+    least: float
+    all_fp32: bool
+
+    @property
+    def bound(self) -> float:
+        """What the kernel may have: 1e-6 where all is fp32; with bf16, what eager has.
+
+        Eager and kernel round at other places, so a value between two bf16 may fall to either: hence the margins.
+        """
+        return FP32_BOUND if self.all_fp32 else max(FP32_BOUND, 1.01 * self.eager, 1.05 * self.least)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """The L2 norm of a - b over that of b, in fp64; 0 where both are empty or 0."""
+    difference = float((a.double() - b.double()).norm())
+    return difference / float(b.double().norm()) if difference else 0.0
+
+
+def check(case: Case) -> dict[str, Measured]:
+    """Runs a case twice under watch(). The errors of its outputs ("0", "1") and gradients (by input's name).
+
+    Raises KernelError where an error is above its bound, where a band was touched, or where the second run has other
+    bits. What `watch` finds is raised as it says.
+    """
+    with watch() as watching:
+        first, second = _run_banded(case), _run_banded(case)
+    if watching.launches == 0:
+        raise KernelError(f"{case.name}: no kernel was launched")
+    truth = _run(case, case.reference, {k: _as(v, torch.float64) for k, v in case.inputs.items()})
+    eager = _run(case, case.reference, case.inputs)
+    all_fp32 = all(tensor.dtype in (torch.float32, torch.int32) for tensor in case.inputs.values())
+    result = {}
+    for name, value in first.items():
+        if not torch.equal(value.view(torch.uint8), second[name].view(torch.uint8)):
+            raise KernelError(f"{case.name}: {name} has other bits when run again")
+        least = relative(truth[name].to(value.dtype), truth[name])
+        errors = relative(value, truth[name]), relative(eager[name], truth[name]), least
+        result[name] = Measured(*errors, all_fp32)
+        if not result[name].kernel <= result[name].bound:  # NaN is no error that is small
+            raise KernelError(f"{case.name}: {name} is off by {result[name].kernel:.2e}, above {result[name].bound:.2e}")
+    return result
+
+
+def _run_banded(case: Case) -> dict[str, Tensor]:
+    banded = {name: Banded(tensor) for name, tensor in case.inputs.items()}
+    with poisoned():
+        result = _run(case, case.operation, {name: band.tensor for name, band in banded.items()})
+    for name, band in banded.items():
+        if not band.intact():
+            raise KernelError(f"{case.name}: memory around {name} was written")
+    return result
+
+
+def _run(case: Case, function: Callable[..., tuple[Tensor, ...]], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs and gradients, for gradients of the outputs that are the same each time."""
+    leaves = {name: tensor.detach() for name, tensor in inputs.items()}
+    for name in case.differentiated:
+        leaves[name].requires_grad_()
+    outputs = function(*leaves.values())
+    result = {str(i): output.detach() for i, output in enumerate(outputs)}
+    floating = [output for output in outputs if output.requires_grad]
+    random = torch.Generator().manual_seed(0)
+    # In bf16's values, so that every dtype gets the same.
+    given = [torch.randn(o.shape, generator=random).bfloat16().to(o.dtype) for o in floating]
+    wanted = [leaves[name] for name in case.differentiated]
+    if floating and wanted:
+        result |= dict(zip(case.differentiated, torch.autograd.grad(floating, wanted, given), strict=True))
+    return {name: tensor.contiguous() for name, tensor in result.items()}
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
