@@ -12,9 +12,9 @@ Design choices:
 - No atomics: a program owns what it writes, so the backward pass gives the same bits each time. It costs 7 matrix
   products instead of 5, for the gradients of queries and of keys each compute the scores.
 - The program of a tile of keys walks the query heads of its group and their tiles in one loop: nested ones spill.
-- A tensor comes as a TMA descriptor (sm_90 and later) or as a View, a pointer with strides: what the compiler makes of
-  descriptors on hardware without TMA has no wide loads. Both take any strides, compute offsets in 64 bits, read zeros
-  behind the length and the head dimension (which needn't be a power of two) and write nothing there.
+- A tensor comes as a TMA descriptor (sm_90 and later) or as a tuple (pointer, four strides, S): what the compiler makes
+  of descriptors on hardware without TMA has no wide loads. Both take any strides, compute offsets in 64 bits, read
+  zeros behind the length and the head dimension (which needn't be a power of two) and write nothing there.
 - Scores are in base 2, which is what the hardware has an instruction for; log-sum-exps in memory are natural.
 
 H key-value heads of G query heads each, D the head dimension. Q, O, DO, DQ are [B, H, G, Sq, D]; K, V, DK, DV
@@ -25,11 +25,9 @@ tile. Grids have one axis: the tiles of a head one after the other.
 
 # Triton's language looks like Python and has other types and names.
 # mypy: ignore-errors
-# ruff: noqa: N803, N806
+# ruff: noqa: E741, N803, N806
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -38,23 +36,13 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
-class View(NamedTuple):
-    """A tensor [B, H, G, S, D] as a pointer, the strides of all but D (whose is 1) in elements, and S."""
-
-    pointer: Any
-    batch: Any
-    head: Any
-    group: Any
-    row: Any
-    length: Any
-
-
 @triton.jit
 def _pointers(X, b, h, g, row, ROWS: tl.constexpr, PADDED: tl.constexpr):
     """[ROWS, PADDED] pointers. Only offsets within the tile have 32 bits."""
-    base = X.pointer + tl.cast(b, tl.int64) * X.batch + tl.cast(h, tl.int64) * X.head
-    base += tl.cast(g, tl.int64) * X.group + tl.cast(row, tl.int64) * X.row
-    return base + tl.arange(0, ROWS)[:, None] * X.row + tl.arange(0, PADDED)[None, :]
+    pointer, batch, head, group, stride, _ = X
+    base = pointer + tl.cast(b, tl.int64) * batch + tl.cast(h, tl.int64) * head
+    base += tl.cast(g, tl.int64) * group + tl.cast(row, tl.int64) * stride
+    return base + tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, PADDED)[None, :]
 
 
 @triton.jit
@@ -66,7 +54,7 @@ def _load(X, b, h, g, row, CLIP: tl.constexpr, ROWS: tl.constexpr, D: tl.constex
     else:
         inside = tl.arange(0, PADDED)[None, :] < D
         if CLIP:
-            inside = inside & (row + tl.arange(0, ROWS)[:, None] < X.length)
+            inside = inside & (row + tl.arange(0, ROWS)[:, None] < X[5])
         tile = tl.load(_pointers(X, b, h, g, row, ROWS, PADDED), mask=inside, other=0.0)
     return tile
 
@@ -78,8 +66,8 @@ def _store(X, tile, b, h, g, row, ROWS: tl.constexpr, D: tl.constexpr):
     if isinstance(X, tl.core.tensor_descriptor_base):
         X.store([b, h, g, row, 0], tile.to(X.dtype).reshape(1, 1, 1, ROWS, PADDED))
     else:
-        inside = (tl.arange(0, PADDED)[None, :] < D) & (row + tl.arange(0, ROWS)[:, None] < X.length)
-        tl.store(_pointers(X, b, h, g, row, ROWS, PADDED), tile.to(X.pointer.dtype.element_ty), mask=inside)
+        inside = (tl.arange(0, PADDED)[None, :] < D) & (row + tl.arange(0, ROWS)[:, None] < X[5])
+        tl.store(_pointers(X, b, h, g, row, ROWS, PADDED), tile.to(X[0].dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -115,7 +103,10 @@ def _seen(low, high, positions):
 
 
 @triton.jit
-def _attend(acc, total, top, q, K, V, b, h, n, low, high, scale, MASKED: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
+def _attend(
+    acc, total, top, q, K, V, b, h, n, low, high, scale,
+    MASKED: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
     """The online softmax (acc [M, PADDED], total [M], top [M]) with the keys from n on."""
     k = _load(K, b, h, 0, n, MASKED, N, D)
     scores = tl.dot(q, k.T, input_precision="ieee") * scale
@@ -134,21 +125,9 @@ def _attend(acc, total, top, q, K, V, b, h, n, low, high, scale, MASKED: tl.cons
 
 @triton.jit
 def forward(
-    Q,
-    K,
-    V,
-    O,
-    LSE,
-    START,
-    END,
-    queries,
-    scale,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    Q, K, V, O, LSE, START, END, queries, scale,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """O and LSE of M queries of one query head. A query that sees no key gets 0 and -inf."""
     tiles = (queries + M - 1) // M
     m = (tiles - 1 - tl.program_id(0) % tiles) * M  # The last first: under a causal mask they have the most to do.
@@ -172,7 +151,10 @@ def forward(
 
 
 @triton.jit
-def _add_to_dq(dq, q, do, lse, delta, K, V, b, h, n, low, high, scale, MASKED: tl.constexpr, N: tl.constexpr, D: tl.constexpr):
+def _add_to_dq(
+    dq, q, do, lse, delta, K, V, b, h, n, low, high, scale,
+    MASKED: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
     """dq [M, PADDED] with what comes from the keys from n on."""
     k = _load(K, b, h, 0, n, MASKED, N, D)
     v = _load(V, b, h, 0, n, MASKED, N, D)
@@ -185,25 +167,9 @@ def _add_to_dq(dq, q, do, lse, delta, K, V, b, h, n, low, high, scale, MASKED: t
 
 @triton.jit
 def backward_queries(
-    Q,
-    K,
-    V,
-    O,
-    DO,
-    DQ,
-    LSE,
-    DLSE,
-    DELTA,
-    START,
-    END,
-    queries,
-    scale,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    Q, K, V, O, DO, DQ, LSE, DLSE, DELTA, START, END, queries, scale,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """DQ of M queries of one query head; and DELTA = sum(O * DO) - DLSE, which backward_keys needs."""
     tiles = (queries + M - 1) // M
     m = (tiles - 1 - tl.program_id(0) % tiles) * M
@@ -230,8 +196,9 @@ def backward_queries(
 
 @triton.jit
 def _add_to_dk_dv(
-    dk, dv, k, v, Q, DO, LSE, DELTA, b, h, g, m, queries, low, high, scale, MASKED: tl.constexpr, M: tl.constexpr, D: tl.constexpr
-):
+    dk, dv, k, v, Q, DO, LSE, DELTA, b, h, g, m, queries, low, high, scale,
+    MASKED: tl.constexpr, M: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
     """dk and dv [N, PADDED] with what comes from the queries of head g from m on. Scores are [N, M] here."""
     q = _load(Q, b, h, g, m, MASKED, M, D)
     do = _load(DO, b, h, g, m, MASKED, M, D)
@@ -249,25 +216,9 @@ def _add_to_dk_dv(
 
 @triton.jit
 def backward_keys(
-    Q,
-    K,
-    V,
-    DO,
-    DK,
-    DV,
-    LSE,
-    DELTA,
-    COLUMN_START,
-    COLUMN_END,
-    queries,
-    keys,
-    scale,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
+    Q, K, V, DO, DK, DV, LSE, DELTA, COLUMN_START, COLUMN_END, queries, keys, scale,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """DK and DV of N keys of one key-value head."""
     tiles = (keys + N - 1) // N
     n = tl.program_id(0) % tiles * N

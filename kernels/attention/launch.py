@@ -84,14 +84,14 @@ def aligned(x: Tensor) -> Tensor:
     return x if fits and all(stride * x.itemsize % ALIGNMENT == 0 for stride in strides) else x.contiguous()
 
 
-def operand(x: Tensor, rows: int, tma: bool) -> TensorDescriptor | kernel.View:
+def operand(x: Tensor, rows: int, tma: bool) -> TensorDescriptor | tuple[Tensor | int, ...]:
     """An aligned tensor as the kernels take it, in tiles of `rows` rows."""
     if x.dim() == 4:
         x = x.unsqueeze(2)
     unit = ALIGNMENT // x.itemsize
     # The stride of a dimension of size 1 may be anything.
-    *strides, last = (stride if size > 1 else unit for size, stride in zip(x.shape, x.stride(), strict=True))
+    strides = [stride if size > 1 else unit for size, stride in zip(x.shape[:4], x.stride()[:4], strict=True)]
     if not tma:
-        return kernel.View(x, *strides, x.shape[3])
+        return (x, *strides, x.shape[3])
     block = [1, 1, 1, rows, triton.next_power_of_2(x.shape[4])]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], block)

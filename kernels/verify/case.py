@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from torch import Generator, Tensor
 
-KERNELS = ("norm", "swiglu")
+KERNELS = ("attention", "norm", "swiglu")
 """The folders of kernels that have a verify.py."""
 
 
@@ -44,14 +44,15 @@ class Compilation:
     """One kernel with one choice of tiles, compiled for a target.
 
     name: says which, and is the key of its budget. function: the jitted function, as "module:name". types: of each
-    argument that isn't a constant, in triton's words ("*bf16", "i32", "fp32"). constants: the constexprs. divisible:
-    integer arguments that are multiples of 16, as strides and sizes of real models are; pointers always count as such.
+    argument that isn't a constant, in triton's words ("*bf16", "i32", "fp32"), several for a tuple. constants: the
+    constexprs. divisible: integer arguments (all of a tuple's) that are multiples of 16, as strides and sizes of real
+    models are; pointers always count as such.
     instructions: SASS instructions that have to be there ("HGMMA", "LDG.E.128").
     """
 
     name: str
     function: str
-    types: Mapping[str, str]
+    types: Mapping[str, str | tuple[str, ...]]
     constants: Mapping[str, int | float | bool | str | None]
     divisible: tuple[str, ...] = ()
     num_warps: int = 4

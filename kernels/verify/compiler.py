@@ -52,12 +52,15 @@ def compiled(compilation: Compilation, target: str) -> Resources:
     """Compiles for "sm_90" or the like."""
     module, _, name = compilation.function.partition(":")
     function = getattr(importlib.import_module(module), name)
-    types = {arg: "constexpr" if arg in compilation.constants else compilation.types[arg] for arg in function.arg_names}
-    aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, arg in enumerate(function.arg_names)
-        if types[arg].startswith("*") or arg in compilation.divisible
-    }
+    types: dict[str, Any] = {}
+    aligned: dict[tuple[int, ...], Any] = {}
+    for place, arg in enumerate(function.arg_names):
+        of_arg = "constexpr" if arg in compilation.constants else compilation.types[arg]
+        types[arg] = of_arg if isinstance(of_arg, str) else tuple(of_arg)
+        parts = {(place,): of_arg} if isinstance(of_arg, str) else {(place, i): t for i, t in enumerate(of_arg)}
+        for path, part in parts.items():
+            if part.startswith("*") or arg in compilation.divisible:
+                aligned[path] = [["tt.divisibility", 16]]
     made: Any = triton.compile(
         ASTSource(function, types, constexprs=dict(compilation.constants), attrs=aligned),
         target=GPUTarget("cuda", int(target.removeprefix("sm_")), 32),
