@@ -6,17 +6,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-distributed test-slurm test-deaths test-parity test-chaos test-models test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos test-models test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
-test: test-fast test-distributed test-slurm test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
+test: test-fast test-kernels test-distributed test-slurm test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
 
-test-fast test-distributed test-slurm test-deaths test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
+test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
-	$(PYTEST) -m "not distributed and not slurm and not gpu and not long"
+	$(PYTEST) -m "not kernels and not distributed and not slurm and not gpu and not long"
+
+test-kernels: export TRITON_INTERPRET = 1  # Read when triton is imported; what compiles does so in its own processes.
+test-kernels: $(VENV)/installed  ## Triton kernels without a GPU: in the interpreter, and compiled for sm_80, sm_90, sm_100
+	$(PYTEST) -m "kernels and not gpu and not long"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo
 	$(PYTEST) -m "distributed and not chaos and not gpu and not long"

@@ -23,9 +23,7 @@ int32[B, Sk], all contiguous. What is in memory has a name in capitals, and so h
 tile. Grids have one axis: the tiles of a head one after the other.
 """
 
-# Triton's language looks like Python and has other types and names.
-# mypy: ignore-errors
-# ruff: noqa: E741, N803, N806
+# ruff: noqa: E741, N806
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ def norm_forward(
     from megatrain.kernels.norm import kernel
 
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-    y, summed, mean, rstd = outputs = _empty_outputs(x, residual, weight, bias, eps)
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _empty_outputs(x, residual, weight, bias, eps)
+    y, summed, mean, rstd = outputs
     rows, width = rstd.numel(), x.shape[-1]
     tile = configs.forward(width)
     tensors = (x, residual, weight, bias, y, summed, mean, rstd)

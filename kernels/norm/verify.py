@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -38,7 +38,9 @@ def case(
     )
 
 
-def _call(function, residual: bool, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+def _call(
+    function: Callable[..., tuple[Tensor, Tensor]], residual: bool, x: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
     norm, summed = function(x, *rest, EPS) if residual else function(x, None, *rest, EPS)
     return (norm, summed) if residual else (norm,)
 

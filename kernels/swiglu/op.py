@@ -24,7 +24,7 @@ def swiglu_forward(gate_up: Tensor) -> Tensor:
     """As swiglu."""
     from megatrain.kernels.swiglu import kernel
 
-    y = _empty_forward(gate_up)
+    y: Tensor = _empty_forward(gate_up)
     kernel.forward[_grid(y)](gate_up.contiguous(), y, y.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS)
     return y
 
@@ -39,7 +39,7 @@ def swiglu_backward(dy: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient of gate_up."""
     from megatrain.kernels.swiglu import kernel
 
-    result = _empty_backward(dy, gate_up)
+    result: Tensor = _empty_backward(dy, gate_up)
     kernel.backward[_grid(dy)](
         dy.contiguous(), gate_up.contiguous(), result, dy.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS
     )

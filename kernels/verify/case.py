@@ -1,7 +1,7 @@
 """What a kernel's folder says of itself in its verify.py, so that the tools of this folder can check it.
 
-A verify.py has two functions: `cases(generator)` yields the calls whose numbers are checked, `compilations(target)` what
-is compiled ahead of time. This file needs no triton.
+A verify.py has two functions: `cases(generator)` yields the calls whose numbers are checked, `compilations(target)`
+what is compiled ahead of time. This file needs no triton.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from torch import Generator, Tensor
 
-KERNELS = ("attention", "norm", "swiglu")
+KERNELS = ("attention", "norm", "rotary", "swiglu")
 """The folders of kernels that have a verify.py."""
 
 

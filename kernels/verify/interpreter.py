@@ -32,6 +32,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from megatrain.kernels.verify.case import Case
 
+Original = Callable[..., Any]
+"""What a function of the interpreter was before it was replaced."""
+
 BAND = 64
 """Elements of NaN before and after each input; a multiple of what alignment needs."""
 
@@ -97,7 +100,7 @@ def fp32_to_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
-def _cast(self: Any, source: Any, to: Any, original: Callable[..., Any]) -> Any:
+def _cast(self: Any, source: Any, to: Any, original: Original) -> Any:
     before, after = source.dtype.scalar, to.scalar
     if tl.bfloat16 not in (before, after) or before == after:
         return original(self, source, to)
@@ -108,28 +111,28 @@ def _cast(self: Any, source: Any, to: Any, original: Callable[..., Any]) -> Any:
     raise KernelError(f"a cast from {before} to {after}: go by fp32")
 
 
-def _dot(self: Any, a: Any, b: Any, accumulator: Any, *options: Any, original: Callable[..., Any]) -> Any:
+def _dot(self: Any, a: Any, b: Any, accumulator: Any, *options: Any, original: Original) -> Any:
     if a.dtype.scalar != tl.bfloat16:
         return original(self, a, b, accumulator, *options)
     product = np.matmul(bf16_to_fp32(a.data), bf16_to_fp32(b.data))
     return TensorHandle(product.astype(accumulator.data.dtype) + accumulator.data, accumulator.dtype.scalar)
 
 
-def _no_bf16(self: Any, *arguments: Any, original: Callable[..., Any]) -> Any:
+def _no_bf16(self: Any, *arguments: Any, original: Original) -> Any:
     for argument in arguments:
         if isinstance(argument, TensorHandle) and argument.dtype.scalar == tl.bfloat16:
             raise KernelError("arithmetic in bf16: cast to fp32 first")
     return original(self, *arguments)
 
 
-def _no_bf16_sum(self: Any, values: Any, original: Callable[..., Any]) -> Any:
+def _no_bf16_sum(self: Any, values: Any, original: Original) -> Any:
     for value in values if isinstance(values, tuple) else (values,):
         if value.dtype == tl.bfloat16:
             raise KernelError("a reduction in bf16: cast to fp32 first")
     return original(self, values)
 
 
-def _no_atomics(self: Any, *arguments: Any, original: Callable[..., Any]) -> Any:  # noqa: ARG001
+def _no_atomics(self: Any, *arguments: Any, original: Original) -> Any:  # noqa: ARG001
     raise KernelError("an atomic operation: its order, and so the result, would change from run to run")
 
 
@@ -151,21 +154,19 @@ class Watch:
         self.memory = Memory([])
         self.launches = 0
 
-    def launch(self, executor: Any, *arguments: Any, original: Callable[..., Any], **named: Any) -> None:
+    def launch(self, executor: Any, *arguments: Any, original: Original, **named: Any) -> None:
         """A launch begins."""
         self.memory = Memory(list(tensors_of((*arguments, *named.values()))))
         self.launches += 1
         original(executor, *arguments, **named)
 
-    def load(
-        self, builder: Any, pointers: Any, mask: Any, *rest: Any, original: Callable[..., Any], **named: Any
-    ) -> Any:
+    def load(self, builder: Any, pointers: Any, mask: Any, *rest: Any, original: Original, **named: Any) -> Any:
         """A masked load, which every load becomes."""
         self.memory.load(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
         return original(builder, pointers, mask, *rest, **named)
 
     def store(
-        self, builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, original: Callable[..., Any], **named: Any
+        self, builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, original: Original, **named: Any
     ) -> Any:
         """A masked store, which every store becomes."""
         self.memory.store(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
@@ -213,7 +214,7 @@ def watch() -> Iterator[Watch]:
         yield watching
 
 
-def _call(self: Any, function: Callable[..., Any], original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _call(self: Any, function: Callable[..., Any], original: Original, *arguments: Any, **named: Any) -> Any:
     return function(self, *arguments, original=original, **named)
 
 
@@ -242,7 +243,7 @@ class Banded:
         self.before = self.storage.clone()
 
     def intact(self) -> bool:
-        """Whether nothing but the tensor has changed: the bands, and what lies between its rows where they are apart."""
+        """Whether nothing but the tensor has changed: not the bands, nor what lies between rows that are apart."""
         self.before.as_strided(self.tensor.shape, self.tensor.stride(), BAND).copy_(self.tensor)
         return torch.equal(self.storage.view(torch.uint8), self.before.view(torch.uint8))
 
@@ -296,7 +297,8 @@ def check(case: Case) -> dict[str, Measured]:
         errors = relative(value, truth[name]), relative(eager[name], truth[name]), least
         result[name] = Measured(*errors, all_fp32)
         if not result[name].kernel <= result[name].bound:  # NaN is no error that is small
-            raise KernelError(f"{case.name}: {name} is off by {result[name].kernel:.2e}, above {result[name].bound:.2e}")
+            found = f"{result[name].kernel:.2e}, above {result[name].bound:.2e}"
+            raise KernelError(f"{case.name}: {name} is off by {found}")
     return result
 
 

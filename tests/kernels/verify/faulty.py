@@ -1,0 +1,77 @@
+"""Kernels that are wrong, each in one way that the tools have to see."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def beyond(x, y, size, BLOCK: tl.constexpr):
+    """No mask at the end of what it writes."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + place, tl.load(x + place, mask=place < size, other=0.0))
+
+
+@triton.jit
+def unmasked(x, y, size, BLOCK: tl.constexpr):
+    """No mask at the end of what it reads, and sums it."""
+    place = tl.arange(0, BLOCK)
+    tl.store(y + tl.program_id(0), tl.sum(tl.load(x + place)) + size * 0)
+
+
+@triton.jit
+def unwritten(x, y, size, BLOCK: tl.constexpr):
+    """The last element is left out."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + place, tl.load(x + place, mask=place < size), mask=place < size - 1)
+
+
+@triton.jit
+def twice(x, y, size, BLOCK: tl.constexpr):
+    """Every program writes what the first does."""
+    place = tl.arange(0, BLOCK)
+    tl.store(y + place, tl.load(x + place, mask=place < size), mask=place < size)
+
+
+@triton.jit
+def shifted(x, y, size, BLOCK: tl.constexpr):
+    """Given x for y, right in order: each program reads what the one before it doesn't write, but the one after does."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + place, tl.load(x + place + 1, mask=place + 1 < size, other=0.0), mask=place < size)
+
+
+@triton.jit
+def atomic(x, y, size, BLOCK: tl.constexpr):
+    """Adds up as programs come."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.atomic_add(y, tl.sum(tl.load(x + place, mask=place < size, other=0.0)))
+
+
+@triton.jit
+def narrow(x, y, size, BLOCK: tl.constexpr):
+    """Adds in the dtype of x."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + place, mask=place < size)
+    tl.store(y + place, value + value, mask=place < size)
+
+
+@triton.jit
+def narrow_sum(x, y, size, BLOCK: tl.constexpr):
+    """Sums in the dtype of x."""
+    place = tl.arange(0, BLOCK)
+    tl.store(y + tl.program_id(0), tl.sum(tl.load(x + place, mask=place < size, other=0.0)))
+
+
+@triton.jit
+def product(a, b, y, SIZE: tl.constexpr):
+    """Not wrong: the product of two [SIZE, SIZE] matrices."""
+    row, column = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
+    result = tl.dot(tl.load(a + row * SIZE + column), tl.load(b + row * SIZE + column))
+    tl.store(y + row * SIZE + column, result)
+
+
+@triton.jit
+def spilling(x, y, BLOCK: tl.constexpr):
+    """Holds more than one warp has registers, while it waits for the sum."""
+    place = tl.arange(0, BLOCK)
+    value = tl.load(x + place)
+    tl.store(y + place, value - tl.sum(value))

@@ -1,0 +1,56 @@
+"""Every kernel compiles for every target within its budget; and what isn't so is seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatrain.kernels.verify import aot
+from megatrain.kernels.verify.aot import Compiled, compile_all, complaints
+from megatrain.kernels.verify.case import KERNELS, Compilation
+
+pytestmark = pytest.mark.kernels
+
+FAULTY = "tests.kernels.verify.faulty"
+POINTERS = {"x": "*fp32", "y": "*fp32", "size": "i32"}
+ALIGNED = ("size",)
+RIGHT = Compilation("double", f"{FAULTY}:narrow", POINTERS, {"BLOCK": 512}, ALIGNED, instructions=("LDG.E.128",))
+SPILLING = Compilation("center", f"{FAULTY}:spilling", POINTERS, {"BLOCK": 16384}, num_warps=1)
+PRODUCT = Compilation("product", f"{FAULTY}:product", {"a": "*bf16", "b": "*bf16", "y": "*fp32"}, {"SIZE": 64})
+
+
+@pytest.mark.parametrize("target", aot.SHARED_MEMORY)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_keeps_to_its_budget(kernel: str, target: str) -> None:
+    assert aot.run(kernel, [target]) == []
+
+
+def test_what_the_compiler_makes_is_read() -> None:
+    """Without hardware: a kernel that spills has a stack; matrix products are each architecture's own instruction."""
+    right, spilling, product = compile_all([RIGHT, SPILLING, PRODUCT], "sm_90")
+    assert complaints(right, RIGHT, right.budget()) == []
+    assert right.count("LDG.E.128") == 1
+    assert spilling.stack > 0
+    assert spilling.count("STL") > 0
+    assert complaints(spilling, SPILLING, spilling.budget())[0].startswith("center, sm_90: it spills: a stack of ")
+    assert product.count("HGMMA") > 0
+    (product,) = compile_all([PRODUCT], "sm_80")
+    assert product.count("HMMA") > 0
+    assert product.count("HGMMA") == 0
+
+
+def test_complaints() -> None:
+    made = Compiled("k", "sm_80", registers=40, stack=0, shared=170_000, instructions={"LDG.E": 3, "LDGSTS.E": 2})
+    compilation = Compilation("k", "m:k", {}, {}, instructions=("LDG", "LDG.E.128"))
+    assert made.count("LDG") == 3
+    assert complaints(made, compilation, {"registers": 39, "shared": 170_000, "instructions": 5}) == [
+        "k, sm_80: 170000 bytes of shared memory, sm_80 has 166912",
+        "k, sm_80: no LDG.E.128 instruction",
+        "k, sm_80: 40 registers, the budget is 39",
+    ]
+    assert "no budget" in complaints(made, compilation, None)[-1]
+
+
+def test_a_compiler_that_fails_says_why() -> None:
+    broken = Compilation("broken", f"{FAULTY}:narrow", {"x": "*fp32", "y": "*fp32"}, {"BLOCK": 3, "size": 1})
+    with pytest.raises(RuntimeError, match="power of 2"):
+        list(compile_all([broken], "sm_80"))
