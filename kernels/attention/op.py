@@ -159,11 +159,11 @@ def _flops_of_a_product(q_shape: torch.Size, k_shape: torch.Size) -> int:
     return 2 * batch * heads * group * queries * k_shape[-2] * head_dim
 
 
-@register_flop_formula(torch.ops.megatrain.attention_forward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.megatrain.attention_forward)
 def _forward_flops(q_shape: torch.Size, k_shape: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * _flops_of_a_product(q_shape, k_shape)
 
 
-@register_flop_formula(torch.ops.megatrain.attention_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.megatrain.attention_backward)
 def _backward_flops(do: Any, dlse: Any, q_shape: torch.Size, k_shape: torch.Size, *_: Any, **__: Any) -> int:  # noqa: ARG001
     return 7 * _flops_of_a_product(q_shape, k_shape)
