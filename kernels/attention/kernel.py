@@ -107,14 +107,14 @@ def _attend(
 ):  # fmt: skip
     """The online softmax (acc [M, PADDED], total [M], top [M]) with the keys from n on."""
     k = _load(K, b, h, 0, n, MASKED, N, D)
-    scores = tl.dot(q, k.T, input_precision="ieee") * scale
+    scores = tl.dot(q, k.T, input_precision="ieee")
     if MASKED:
         scores = tl.where(_seen(low, high, n + tl.arange(0, N)), scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale)
     base = new_top
     if MASKED:  # What has seen nothing yet stays at 0: -inf - -inf isn't a number.
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    p = tl.exp2(scores - base[:, None])
+    p = tl.exp2(scores * scale - base[:, None])  # One instruction and the exponential: scaled only here.
     shrink = tl.exp2(top - base)
     v = _load(V, b, h, 0, n, MASKED, N, D)
     acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
