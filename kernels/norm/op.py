@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from megatrain import device
+from megatrain.kernels.dtypes import require_kernel_dtype
 from megatrain.kernels.norm import configs
 
 
 def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """s / sqrt(mean(s^2) + eps) * weight over the last dimension, and s = x + residual, both of x's shape and dtype.
 
-    x, residual: [..., N] of one dtype, fp32, bf16 or fp16. weight: [N] of any of these. Computed in fp32.
+    x, residual: [..., N] of one dtype, fp32 or bf16. weight: [N] of either. Computed in fp32.
     """
     y, summed, _, _ = norm_forward(x, residual, weight, None, eps)
     return y, x if residual is None else summed
@@ -44,6 +45,7 @@ def norm_forward(
     """
     from megatrain.kernels.norm import kernel
 
+    require_kernel_dtype("norm", x, residual, weight, bias)
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _empty_outputs(x, residual, weight, bias, eps)
     y, summed, mean, rstd = outputs

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatrain.kernels.dtypes import require_kernel_dtype
 from megatrain.kernels.rotary import configs
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor, group: int = 1, rotated: int = 1) -> Tensor:
     """Turns the pairs (i, i + D/2) of the first `rotated` of every `group` heads of x in place, and returns x.
 
-    x: [B, S, heads * D], contiguous, in fp32, bf16 or fp16. cos, sin: fp32[B, S, 1, D/2]. Computed in fp32. A fused
+    x: [B, S, heads * D], contiguous, in fp32 or bf16. cos, sin: fp32[B, S, 1, D/2]. Computed in fp32. A fused
     projection of G queries, a key and a value a group has group = G + 2, rotated = G + 1.
     """
     result: Tensor = _Rotate.apply(x, cos, sin, group, rotated)  # type: ignore[no-untyped-call]
@@ -48,6 +49,7 @@ class _Rotate(torch.autograd.Function):
 @torch.library.custom_op("megatrain::rotary_forward", mutates_args=("x",))
 def rotary_forward(x: Tensor, cos: Tensor, sin: Tensor, group: int, rotated: int) -> None:
     """As rotate_, without a gradient."""
+    require_kernel_dtype("rotary", x)
     if not x.is_contiguous():
         raise ValueError("rotate_ needs a contiguous tensor: what it changes would be a copy")
     _launch(x, x, cos, sin, group, rotated, backward=False)

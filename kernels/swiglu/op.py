@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatrain.kernels.dtypes import require_kernel_dtype
 from megatrain.kernels.swiglu import configs
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up, [..., N] from [..., 2 N] in fp32, bf16 or fp16, whose first half is the gate. fp32 inside."""
+    """silu(gate) * up, [..., N] from [..., 2 N] in fp32 or bf16, whose first half is the gate. fp32 inside."""
     result: Tensor = swiglu_forward(gate_up)
     return result
 
@@ -24,6 +25,7 @@ def swiglu_forward(gate_up: Tensor) -> Tensor:
     """As swiglu."""
     from megatrain.kernels.swiglu import kernel
 
+    require_kernel_dtype("swiglu", gate_up)
     y: Tensor = _empty_forward(gate_up)
     kernel.forward[_grid(y)](gate_up.contiguous(), y, y.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS)
     return y

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from torch import Generator, Tensor
 
-KERNELS = ("attention", "norm", "rotary", "swiglu")
+KERNELS = ("attention", "linear_cross_entropy", "norm", "rotary", "swiglu")
 """The folders of kernels that have a verify.py."""
 
 

@@ -34,7 +34,7 @@ def twice(x, y, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def shifted(x, y, size, BLOCK: tl.constexpr):
-    """Given x for y, right in order: each program reads what the one before it doesn't write, but the one after does."""
+    """Given x for y: reads what the next program writes, which is right only as long as programs run in order."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y + place, tl.load(x + place + 1, mask=place + 1 < size, other=0.0), mask=place < size)
 

@@ -88,7 +88,9 @@ def test_casts_round_as_torch_does(values: list[float]) -> None:
     tensor = torch.tensor(values, dtype=torch.float32)
     expected = tensor.bfloat16()
     rounded = fp32_to_bf16(tensor.numpy())
-    torch.testing.assert_close(torch.from_numpy(bf16_to_fp32(rounded)), expected.float(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        torch.from_numpy(bf16_to_fp32(rounded)), expected.float(), rtol=0, atol=0, equal_nan=True
+    )
 
 
 def test_products_of_bf16_are_exact() -> None:

@@ -1,0 +1,13 @@
+"""Which dtypes the kernels take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require_kernel_dtype(operation: str, *tensors: Tensor | None) -> None:
+    """Raises TypeError where a tensor isn't fp32 or bf16: kernels compute in fp32, which fp64 mustn't become unseen."""
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype not in (torch.float32, torch.bfloat16):
+            raise TypeError(f"{operation} has no kernel for {tensor.dtype}; legal: torch.float32, torch.bfloat16")

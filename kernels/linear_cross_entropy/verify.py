@@ -1,0 +1,60 @@
+"""The linear cross-entropy for kernels/verify: what is run in the interpreter, and what is compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator
+
+from megatrain.kernels.linear_cross_entropy import configs, op, reference
+from megatrain.kernels.verify.case import Case, Compilation
+
+HIDDEN = 16
+
+
+def case(
+    generator: Generator,
+    tokens: int,
+    vocabulary: int,
+    dtype: torch.dtype,
+    first: int = 0,
+    padding: int = 0,
+    triton: bool = True,
+) -> Case:
+    """Targets of ids 0 to 2 * vocabulary and -100; the ids of this part are `vocabulary` from `first` on."""
+    targets = torch.randint(0, 2 * vocabulary, (tokens,), generator=generator, dtype=torch.int32)
+    targets[::5] = -100
+    return Case(
+        name=f"{tokens} tokens, {vocabulary} ids from {first}, {dtype}",
+        operation=lambda x, weight, targets: op.linear_cross_entropy(x, weight, targets, first, vocabulary, triton),
+        reference=lambda x, weight, targets: reference.linear_cross_entropy(x, weight, targets, first, vocabulary),
+        inputs={
+            "x": torch.randn(tokens, HIDDEN, generator=generator).to(dtype),
+            "weight": (torch.randn(vocabulary + padding, HIDDEN, generator=generator) / HIDDEN**0.5).to(dtype),
+            "targets": targets,
+        },
+    )
+
+
+def cases(generator: Generator) -> Iterator[Case]:
+    """Vocabularies within a tile and beyond, whole and in part, in both dtypes."""
+    for vocabulary, first, padding in ((50, 0, 0), (300, 300, 12), (configs.FORWARD_BLOCK + 100, 0, 4)):
+        for dtype in (torch.float32, torch.bfloat16):
+            yield case(generator, 7, vocabulary, dtype, first, padding)
+
+
+def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+    """Both kernels in bf16."""
+    vectors = dict.fromkeys(("lse", "of_target", "dlse", "dof_target"), "*fp32")
+    integers = dict.fromkeys(("width", "first", "count"), "i32")
+    for kernel, block in (("forward", configs.FORWARD_BLOCK), ("backward", configs.BACKWARD_BLOCK)):
+        yield Compilation(
+            name=f"linear_cross_entropy {kernel}",
+            function=f"megatrain.kernels.linear_cross_entropy.kernel:{kernel}",
+            types={"logits": "*bf16", "targets": "*i32", **vectors, **integers},
+            constants={"BLOCK": block},
+            divisible=("width", "count"),
+            num_warps=configs.WARPS,
+            instructions=("LDG.E.128",) if kernel == "forward" else ("LDG.E.128", "STG.E.128"),
+        )
