@@ -13,6 +13,9 @@ from megatrain.kernels.verify.case import Case, Compilation
 
 MATRIX_PRODUCT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
+FLOPS_PER_CYCLE = {"sm_80": 2048, "sm_90": 4096}
+"""Dense bf16 products of a multiprocessor (NVIDIA's A100 and H100 architecture papers)."""
+
 
 def case(
     name: str, generator: Generator, start: Tensor, end: Tensor, keys: int, heads: tuple[int, int], head_dim: int,
@@ -113,7 +116,15 @@ def _kernels(target: str, head_dim: int, group: int, dtype: str) -> Iterator[Com
             num_warps=tile.warps,
             num_stages=tile.stages,
             instructions=(*wide, *product),
+            loop_cycles=_matrix_cycles(target, tile, head_dim) if kernel == "forward" and product else None,
         )
+
+
+def _matrix_cycles(target: str, tile: Tile, head_dim: int) -> int | None:
+    """Of a forward tile's two products. Below 64 there are fewer of them than exponentials, which decide."""
+    if target not in FLOPS_PER_CYCLE or head_dim < 64:
+        return None
+    return 4 * tile.queries * tile.keys * head_dim // FLOPS_PER_CYCLE[target]
 
 
 def _operand(tiles: Tiles, dtype: str, rows: int, head_dim: int) -> str | tuple[str, ...]:
