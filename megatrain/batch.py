@@ -93,15 +93,3 @@ def mask_end(start: Tensor, end: Tensor | None) -> Tensor:
     if end is not None:
         return end
     return torch.arange(1, start.shape[-1] + 1, dtype=start.dtype, device=start.device).expand_as(start)
-
-
-def column_start(end: Tensor) -> Tensor:
-    """col_start[n] = the first query m with end[m] > n: int32[B, S] from end int32[B, S]."""
-    keys = torch.arange(end.shape[-1], dtype=end.dtype, device=end.device).expand_as(end).contiguous()
-    return torch.searchsorted(end.contiguous(), keys, right=True, out_int32=True)
-
-
-def column_end(start: Tensor) -> Tensor:
-    """col_end[n] = 1 + the last query m with start[m] <= n: int32[B, S] from start int32[B, S]."""
-    keys = torch.arange(start.shape[-1], dtype=start.dtype, device=start.device).expand_as(start).contiguous()
-    return torch.searchsorted(start.contiguous(), keys, right=True, out_int32=True)

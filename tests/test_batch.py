@@ -3,22 +3,8 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
-from torch import Tensor
 
-from megatrain.batch import Batch, Stats, column_end, column_start, mask_end
-from tests.masks import brute_force, masks
-
-
-@given(masks())
-@settings(max_examples=60, deadline=None)
-def test_column_forms_are_the_mask_read_by_column(mask: tuple[Tensor, Tensor]) -> None:
-    start, end = mask
-    first, last = column_start(end), column_end(start)
-    assert first.dtype == last.dtype == torch.int32
-    query = torch.arange(start.shape[1])[:, None]
-    by_column = (first[:, None, :] <= query) & (query < last[:, None, :])
-    assert torch.equal(by_column, brute_force(start, end))
+from megatrain.batch import Batch, Stats, mask_end
 
 
 def test_without_an_end_the_mask_is_causal() -> None:

@@ -38,6 +38,7 @@ class Compiled:
     stack: int
     shared: int
     instructions: dict[str, int]
+    loop: int | None = None
 
     def count(self, instruction: str) -> int:
         """How often an instruction stands there, whatever follows its name ("LDG" and "LDG.E" count LDG.E.128)."""
@@ -99,6 +100,11 @@ def complaints(made: Compiled, compilation: Compilation, budget: dict[str, int] 
     if made.shared > SHARED_MEMORY[made.target]:
         found.append(f"{made.shared} bytes of shared memory, {made.target} has {SHARED_MEMORY[made.target]}")
     found += [f"no {name} instruction" for name in compilation.instructions if not made.count(name)]
+    if compilation.loop_cycles is not None:
+        # Four schedulers issue one instruction of a warp a cycle each.
+        issued = (made.loop or 0) * compilation.num_warps // 4
+        if not 0 < issued <= compilation.loop_cycles:
+            found.append(f"its loop takes {issued} cycles to issue, its matrix products {compilation.loop_cycles}")
     if budget is None:
         found.append("no budget: run with --update and look at what changes")
     else:

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from torch import Generator, Tensor
 
-KERNELS = ("linear_cross_entropy", "norm", "rotary", "swiglu")
+KERNELS = ("attention", "linear_cross_entropy", "norm", "rotary", "swiglu")
 """The folders of kernels that have a verify.py."""
 
 
@@ -44,19 +44,23 @@ class Compilation:
     """One kernel with one choice of tiles, compiled for a target.
 
     name: says which, and is the key of its budget. function: the jitted function, as "module:name". types: of each
-    argument that isn't a constant, in triton's words ("*bf16", "i32", "fp32"). constants: the constexprs. divisible:
-    integer arguments that are multiples of 16, as strides and sizes of real models are; pointers always count as such.
-    instructions: SASS instructions that have to be there ("HGMMA", "LDG.E.128").
+    argument that isn't a constant, in triton's words ("*bf16", "i32", "fp32"), several for a tuple. constants: the
+    constexprs. divisible: integer arguments (all of a tuple's) that are multiples of 16, as strides and sizes of real
+    models are; pointers always count as such.
+    instructions: SASS instructions that have to be there ("HGMMA", "LDG.E.128"). loop_cycles: for how long one turn of
+    its shortest loop with matrix products keeps the matrix units of a multiprocessor busy, which its instructions may
+    not take longer than to issue; None: not looked at.
     """
 
     name: str
     function: str
-    types: Mapping[str, str]
+    types: Mapping[str, str | tuple[str, ...]]
     constants: Mapping[str, int | float | bool | str | None]
     divisible: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 2
     instructions: tuple[str, ...] = ()
+    loop_cycles: int | None = None
 
 
 class Verifiable(Protocol):

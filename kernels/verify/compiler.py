@@ -31,6 +31,8 @@ from megatrain.kernels.verify.case import Compilation
 
 TOOLS = Path(nvidia.__path__[0]) / "bin"
 OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+LABEL = re.compile(r"^(\.L_x_\d+):")
+JUMP = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 
@@ -39,25 +41,30 @@ class Resources:
     """What a compiled kernel takes.
 
     registers: of a thread. stack: bytes of a thread; what spills is there. shared: bytes of a block. instructions: how
-    often each stands in the code (not how often it runs), by SASS name ("LDG.E.128.CONSTANT").
+    often each stands in the code (not how often it runs), by SASS name ("LDG.E.128.CONSTANT"). loop: how many stand in
+    the shortest loop with matrix products, None without one.
     """
 
     registers: int
     stack: int
     shared: int
     instructions: dict[str, int]
+    loop: int | None
 
 
 def compiled(compilation: Compilation, target: str) -> Resources:
     """Compiles for "sm_90" or the like."""
     module, _, name = compilation.function.partition(":")
     function = getattr(importlib.import_module(module), name)
-    types = {arg: "constexpr" if arg in compilation.constants else compilation.types[arg] for arg in function.arg_names}
-    aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, arg in enumerate(function.arg_names)
-        if types[arg].startswith("*") or arg in compilation.divisible
-    }
+    types: dict[str, Any] = {}
+    aligned: dict[tuple[int, ...], Any] = {}
+    for place, arg in enumerate(function.arg_names):
+        of_arg = "constexpr" if arg in compilation.constants else compilation.types[arg]
+        types[arg] = of_arg if isinstance(of_arg, str) else tuple(of_arg)
+        parts = {(place,): of_arg} if isinstance(of_arg, str) else {(place, i): t for i, t in enumerate(of_arg)}
+        for path, part in parts.items():
+            if part.startswith("*") or arg in compilation.divisible:
+                aligned[path] = [["tt.divisibility", 16]]
     made: Any = triton.compile(
         ASTSource(function, types, constexprs=dict(compilation.constants), attrs=aligned),
         target=GPUTarget("cuda", int(target.removeprefix("sm_")), 32),
@@ -74,7 +81,24 @@ def compiled(compilation: Compilation, target: str) -> Resources:
         listing = _tool("nvdisasm", "-c", file.name)
     if usage is None:
         raise RuntimeError(f"cuobjdump says nothing of {compilation.name}'s resources")
-    return Resources(int(usage[1]), int(usage[2]), made.metadata.shared, dict(Counter(OPCODE.findall(listing))))
+    counts = dict(Counter(OPCODE.findall(listing)))
+    return Resources(int(usage[1]), int(usage[2]), made.metadata.shared, counts, shortest_loop(listing))
+
+
+def shortest_loop(listing: str) -> int | None:
+    """The instructions of the shortest loop with matrix products: from a label to the last jump back to it."""
+    labels: dict[str, int] = {}
+    products: list[bool] = []
+    loops: dict[str, int] = {}
+    for line in listing.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = len(products)
+        elif opcode := OPCODE.match(line):
+            products.append("MMA" in opcode[1])
+            jump = JUMP.search(line)
+            if jump and jump[1] in labels and any(products[labels[jump[1]] :]):
+                loops[jump[1]] = len(products) - labels[jump[1]]
+    return min(loops.values(), default=None)
 
 
 def _tool(name: str, *arguments: str) -> str:

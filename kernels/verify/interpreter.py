@@ -160,15 +160,17 @@ class Watch:
         self.launches += 1
         original(executor, *arguments, **named)
 
-    def load(self, builder: Any, pointers: Any, mask: Any, *rest: Any, original: Original) -> Any:
+    def load(self, builder: Any, pointers: Any, mask: Any, *rest: Any, original: Original, **named: Any) -> Any:
         """A masked load, which every load becomes."""
         self.memory.load(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
-        return original(builder, pointers, mask, *rest)
+        return original(builder, pointers, mask, *rest, **named)
 
-    def store(self, builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, original: Original) -> Any:
+    def store(
+        self, builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, original: Original, **named: Any
+    ) -> Any:
         """A masked store, which every store becomes."""
         self.memory.store(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
-        return original(builder, pointers, value, mask, *rest)
+        return original(builder, pointers, value, mask, *rest, **named)
 
 
 def _mask(mask: Any) -> NDArray[Any]:

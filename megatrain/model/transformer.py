@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatrain.batch import mask_end
 from megatrain.config import ModelConfig
-from megatrain.kernels.attention import op
+from megatrain.kernels.attention import sdpa
 from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, linear, make_norm
 from megatrain.model.partition import Stage, parts, whole
 from megatrain.model.rotary import cos_sin, rotate
@@ -47,13 +47,13 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(self.head_dim, config.norm_eps, tensor) if config.qk_norm else nn.Identity()
         self.out = RowLinear(heads * self.head_dim, config.hidden_size, attention_out_bias(config), tensor)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: op.Mask) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: sdpa.Mask) -> Tensor:
         """[B, S / tp, hidden_size] from the same; cos and sin as rotary.cos_sin gives them."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         query, key, value = qkv.split((self.group, 1, 1), dim=-2)
         q = rotate(self.query_norm(query.flatten(2, 3)), cos, sin)
         k = rotate(self.key_norm(key.flatten(2, 3)), cos, sin)
-        y = op.attention(q.transpose(1, 2), k.transpose(1, 2), value.flatten(2, 3).transpose(1, 2), mask)
+        y = sdpa.attention(q.transpose(1, 2), k.transpose(1, 2), value.flatten(2, 3).transpose(1, 2), mask)
         output: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return output
 
@@ -88,7 +88,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config, tensor)
         self.recompute = recompute
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: op.Mask) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: sdpa.Mask) -> Tensor:
         """[B, S / tp, hidden_size] from the same."""
         if self.recompute and torch.is_grad_enabled():
             # Within the layer's forward, so that what an engine hooks to the layer runs once. Nothing is drawn in it.
@@ -96,7 +96,7 @@ class Layer(nn.Module):
             return output
         return self._compute(x, cos, sin, mask)
 
-    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: op.Mask) -> Tensor:
+    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: sdpa.Mask) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, mask)
         output: Tensor = x + self.mlp(self.mlp_norm(x))
         return output
@@ -173,7 +173,7 @@ class Transformer(nn.Module):
         if self.stage.first:
             x = self.embedding(x)
         cos, sin = cos_sin(self.config, positions, torch.promote_types(x.dtype, torch.float32))
-        mask = op.prepare(self._window(start), mask_end(start, end), keys=start.shape[1])
+        mask = sdpa.prepare(self._window(start), mask_end(start, end), keys=start.shape[1])
         for layer in self.layers.values():
             x = layer(x, cos, sin, mask)
         if not self.stage.last:

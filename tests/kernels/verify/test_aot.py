@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatrain.kernels.verify import aot
 from megatrain.kernels.verify.aot import Compiled, compile_all, complaints
 from megatrain.kernels.verify.case import KERNELS, Compilation
+from megatrain.kernels.verify.compiler import shortest_loop
 
 pytestmark = pytest.mark.kernels
 
@@ -48,6 +51,27 @@ def test_complaints() -> None:
         "k, sm_80: 40 registers, the budget is 39",
     ]
     assert "no budget" in complaints(made, compilation, None)[-1]
+
+
+def test_a_loop_may_not_issue_for_longer_than_it_multiplies() -> None:
+    made = Compiled("k", "sm_80", registers=40, stack=0, shared=0, instructions={}, loop=300)
+    fast, slow = (Compilation("k", "m:k", {}, {}, num_warps=8, loop_cycles=cycles) for cycles in (600, 599))
+    assert complaints(made, fast, made.budget()) == []
+    assert complaints(made, slow, made.budget()) == [
+        "k, sm_80: its loop takes 600 cycles to issue, its matrix products 599"
+    ]
+    assert complaints(replace(made, loop=None), fast, made.budget()) != []
+
+
+def test_the_shortest_loop_with_products_is_found() -> None:
+    def instructions(*names: str) -> str:
+        return "".join(f"        /*0000*/                   {name} ;\n" for name in names)
+
+    listing = instructions("MOV R1") + ".L_x_0:\n" + instructions("LDG.E R1") + ".L_x_1:\n"
+    listing += instructions("HMMA.16816.F32 R1", "@P0 BRA `(.L_x_1)", "@!P1 BRA `(.L_x_0)") + ".L_x_2:\n"
+    listing += instructions("@P0 BRA `(.L_x_2)", "BRA `(.L_x_3)") + ".L_x_3:\n" + instructions("EXIT")
+    assert shortest_loop(listing) == 2
+    assert shortest_loop(instructions("HMMA.16816.F32 R1", "EXIT")) is None
 
 
 def test_a_compiler_that_fails_says_why() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatrain.kernels.attention import op, reference
+from megatrain.kernels.attention import reference, sdpa
 from tests.masks import masks
 
 
@@ -38,35 +38,35 @@ def test_the_reference_is_a_softmax_over_the_visible_keys(mask: tuple[Tensor, Te
 
 @given(masks(), st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.integers(0, 100))
 @settings(max_examples=40, deadline=None)
-def test_the_op_equals_the_reference(mask: tuple[Tensor, Tensor], heads: tuple[int, int], seed: int) -> None:
+def test_sdpa_equals_the_reference(mask: tuple[Tensor, Tensor], heads: tuple[int, int], seed: int) -> None:
     start, end = mask
     tensors = inputs(start.shape[0], *heads, start.shape[1], seed)
     expected, expected_lse = reference.attention(*tensors, start, end)
-    prepared = op.prepare(start, end, keys=start.shape[1])
-    output = op.attention(*tensors, prepared)
+    prepared = sdpa.prepare(start, end, keys=start.shape[1])
+    output = sdpa.attention(*tensors, prepared)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     weights = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     gradients = torch.autograd.grad(output, tensors, weights)
     for gradient, wanted in zip(gradients, torch.autograd.grad(expected, tensors, weights), strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12)
-    again, lse = op.attention(*tensors, prepared, return_lse=True)
+    again, lse = sdpa.attention(*tensors, prepared, return_lse=True)
     assert torch.equal(again, expected)
     assert torch.equal(lse, expected_lse)
 
 
 def test_dtypes() -> None:
     start = torch.zeros(1, 4, dtype=torch.int32)
-    mask = op.prepare(start, start + 4, keys=4)
+    mask = sdpa.prepare(start, start + 4, keys=4)
     q, k, v = (tensor.detach().bfloat16() for tensor in inputs(1, 2, 1, 4, seed=0))
-    output, lse = op.attention(q, k, v, mask, return_lse=True)
+    output, lse = sdpa.attention(q, k, v, mask, return_lse=True)
     assert (output.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
-    assert op.attention(q, k, v, mask).dtype == torch.bfloat16
+    assert sdpa.attention(q, k, v, mask).dtype == torch.bfloat16
 
 
 def test_fewer_queries_than_keys() -> None:
     """Start and end count in the whole sequence, so a slice of the queries needs nothing else."""
     q, k, v = inputs(1, 2, 2, 6, seed=1)
     start, end = torch.zeros(1, 6, dtype=torch.int32), torch.arange(1, 7, dtype=torch.int32)[None]
-    whole = op.attention(q, k, v, op.prepare(start, end, keys=6))
-    part = op.attention(q[:, :, 4:], k, v, op.prepare(start[:, 4:], end[:, 4:], keys=6))
+    whole = sdpa.attention(q, k, v, sdpa.prepare(start, end, keys=6))
+    part = sdpa.attention(q[:, :, 4:], k, v, sdpa.prepare(start[:, 4:], end[:, 4:], keys=6))
     torch.testing.assert_close(part, whole[:, :, 4:], rtol=0, atol=1e-12)

@@ -1,0 +1,132 @@
+"""The attention kernels for kernels/verify: what is run in the interpreter, and what is compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from megatrain.kernels.attention import configs, op, reference
+from megatrain.kernels.attention.configs import Tile, Tiles
+from megatrain.kernels.verify.case import Case, Compilation
+
+MATRIX_PRODUCT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+
+FLOPS_PER_CYCLE = {"sm_80": 2048, "sm_90": 4096}
+"""Dense bf16 products of a multiprocessor (NVIDIA's A100 and H100 architecture papers)."""
+
+
+def case(
+    name: str, generator: Generator, start: Tensor, end: Tensor, keys: int, heads: tuple[int, int], head_dim: int,
+    dtype: torch.dtype, packed: bool = False,
+) -> Case:  # fmt: skip
+    """Attention of the queries of int32[B, Sq] start and end over `keys` keys; heads: (key-value heads, group).
+
+    packed: q, k and v are views of one projection [B, S, H, G + 2, D]; Sq has to be `keys`.
+    """
+    (batch, queries), (kv_heads, group) = start.shape, heads
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    if packed:
+        qkv = random(batch, queries, kv_heads, group + 2, head_dim).permute(3, 0, 2, 1, 4)
+        q, k, v = qkv[:group].permute(1, 2, 0, 3, 4), qkv[group], qkv[group + 1]
+    else:
+        q = random(batch, kv_heads, group, queries, head_dim)
+        k, v = random(batch, kv_heads, keys, head_dim), random(batch, kv_heads, keys, head_dim)
+    return Case(
+        name=f"{name}, {queries}x{keys}, heads {kv_heads}x{group}x{head_dim}{', packed' if packed else ''}, {dtype}",
+        operation=_fused,
+        reference=_eager,
+        inputs={"q": q, "k": k, "v": v, "start": start, "end": end},
+    )
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    return op.attention(q, k, v, op.intervals(start, end, k.shape[2]))
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """What a model without a fused kernel computes: the softmax in fp32, all else in the inputs' dtype."""
+    scores = q @ k[:, :, None].mT / q.shape[-1] ** 0.5
+    seen = reference.visible(start, end, k.shape[2])[:, None, None]
+    scores = scores.masked_fill(~seen, float("-inf")).to(torch.promote_types(q.dtype, torch.float32))
+    return scores.softmax(-1).to(q.dtype) @ v[:, :, None], scores.logsumexp(-1)
+
+
+def masks(batch: int, length: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """A name, start and end, int32[batch, length], of each kind of mask that training has."""
+    m = torch.arange(length, dtype=torch.int32).expand(batch, length)
+    document = (m + torch.arange(batch, dtype=torch.int32)[:, None]) // 23 * 23
+    document = torch.where(document > m, m, document)
+    whole = torch.full_like(m, length)
+    yield "causal", torch.zeros_like(m), m + 1
+    yield "documents", document, m + 1
+    yield "window", (m - 16).clamp(min=0), m + 1
+    yield "documents and window", torch.maximum(document, m - 16), m + 1
+    yield "prefix", torch.zeros_like(m), (m + 1).clamp(min=length // 3)
+    yield "bidirectional", torch.zeros_like(m), whole
+    yield "bidirectional documents", document, torch.minimum(document + 23, whole)
+
+
+def cases(generator: Generator) -> Iterator[Case]:
+    """Every mask in fp32; of both dtypes head dimensions, groups, packed views, and a part of the queries."""
+    for name, start, end in masks(2, 75):
+        yield case(name, generator, start, end, 75, (1, 2), 32, torch.float32)
+    _, start, end = next(masks(1, 75))
+    for dtype in (torch.float32, torch.bfloat16):
+        for heads, head_dim in (((2, 1), 64), ((1, 3), 40), ((1, 1), 128), ((1, 1), 256)):
+            yield case("causal", generator, start, end, 75, heads, head_dim, dtype)
+        yield case("causal", generator, start, end, 75, (2, 2), 48, dtype, packed=True)
+        yield case("the last queries", generator, start[:, 50:], end[:, 50:], 75, (2, 2), 32, dtype)
+
+
+def compilations(target: str) -> Iterator[Compilation]:
+    """Grouped heads of each padded size in bf16, heads without groups (Llama 7B) and fp32."""
+    for head_dim in (32, 64, 128, 256):
+        yield from _kernels(target, head_dim, group=4, dtype="bf16")
+    yield from _kernels(target, 128, group=1, dtype="bf16")
+    yield from _kernels(target, 64, group=1, dtype="fp32")
+
+
+QUERIES, KEYS = ("Q", "O", "DO", "DQ"), ("K", "V", "DK", "DV")
+NUMBERS = {
+    **dict.fromkeys(("LSE", "DLSE", "DELTA"), "*fp32"),
+    **dict.fromkeys(("START", "END", "COLUMN_START", "COLUMN_END"), "*i32"),
+    **dict.fromkeys(("queries", "keys"), "i32"),
+    "scale": "fp32",
+}
+
+
+def _kernels(target: str, head_dim: int, group: int, dtype: str) -> Iterator[Compilation]:
+    tiles = configs.tiles(int(target.removeprefix("sm_")), head_dim, 2 if dtype == "bf16" else 4)
+    wide = ("UTMALDG", "UTMASTG") if tiles.tma else ("LDG.E.128", "STG.E.128")
+    product = (MATRIX_PRODUCT[target],) if dtype == "bf16" else ()
+    for kernel in ("forward", "backward_queries", "backward_keys"):
+        tile: Tile = getattr(tiles, kernel)
+        rows = dict.fromkeys(QUERIES, tile.queries) | dict.fromkeys(KEYS, tile.keys)
+        yield Compilation(
+            name=f"{head_dim} x{group} {dtype} {kernel}",
+            function=f"megatrain.kernels.attention.kernel:{kernel}",
+            types=NUMBERS | {name: _operand(tiles, dtype, n, head_dim) for name, n in rows.items()},
+            constants={"HEADS": 8, "GROUP": group, "D": head_dim, "M": tile.queries, "N": tile.keys},
+            divisible=() if tiles.tma else (*QUERIES, *KEYS),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            instructions=(*wide, *product),
+            loop_cycles=_matrix_cycles(target, tile, head_dim) if kernel == "forward" and product else None,
+        )
+
+
+def _matrix_cycles(target: str, tile: Tile, head_dim: int) -> int | None:
+    """Of a forward tile's two products. Below 64 there are fewer of them than exponentials, which decide."""
+    if target not in FLOPS_PER_CYCLE or head_dim < 64:
+        return None
+    return 4 * tile.queries * tile.keys * head_dim // FLOPS_PER_CYCLE[target]
+
+
+def _operand(tiles: Tiles, dtype: str, rows: int, head_dim: int) -> str | tuple[str, ...]:
+    """The type of what launch.operand gives."""
+    return f"tensordesc<{dtype}[1,1,1,{rows},{head_dim}]>" if tiles.tma else (f"*{dtype}", *["i32"] * 5)

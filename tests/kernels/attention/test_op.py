@@ -1,0 +1,60 @@
+"""The operators around the Triton kernels: what torch knows of them, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatrain.kernels.attention import configs, op
+
+
+def inputs(requires_grad: bool = False, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, op.Intervals]:
+    m = torch.arange(10, dtype=torch.int32, device=device)[None]
+    q = torch.randn(1, 2, 3, 10, 16, device=device, requires_grad=requires_grad)
+    k, v = (torch.randn(1, 2, 10, 16, device=device, requires_grad=requires_grad) for _ in range(2))
+    return q, k, v, op.intervals(torch.zeros_like(m), m + 1, 10)
+
+
+@pytest.mark.kernels
+def test_torch_knows_the_operators() -> None:
+    q, k, v, seen = inputs(requires_grad=True)
+    of_mask = (seen.start, seen.end, seen.column_start, seen.column_end)
+    torch.library.opcheck(op.attention_forward, (q, k, v, *of_mask))
+    with torch.no_grad():
+        o, lse = op.attention(q, k, v, seen)
+        arguments = (torch.ones_like(o), torch.ones_like(lse), q, k, v, o, lse, *of_mask)
+        torch.library.opcheck(op.attention_backward, tuple(x.detach() for x in arguments))
+
+
+def test_shapes_and_flops_without_a_kernel() -> None:
+    """On the meta device, where nothing runs: also what says that triton isn't needed for it."""
+    q, k, v, seen = inputs(requires_grad=True, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        o, lse = op.attention(q, k, v, seen)
+        torch.autograd.grad(o.sum() + lse.sum(), (q, k, v))
+    assert (o.shape, lse.shape, lse.dtype) == (q.shape, (1, 2, 3, 10), torch.float32)
+    assert o.permute(0, 3, 1, 2, 4).is_contiguous()
+    product = 2 * 6 * 10 * 10 * 16
+    assert counter.get_total_flops() == (2 + 7) * product
+
+
+def test_refusals() -> None:
+    q, k, v, seen = inputs()
+    with pytest.raises(ValueError, match=r"q, k, v are torch.float64, .*; legal: all bf16, fp16 or fp32"):
+        op.attention(q.double(), k, v, seen)
+    with pytest.raises(ValueError, match=r"q is \[1, 2, 3, 10, 16\], k \[1, 2, 10, 8\], v"):
+        op.attention(q, k[..., :8], v, seen)
+    with pytest.raises(ValueError, match="head dimension 12; legal: multiples of 8 up to 256"):
+        op.attention(q[..., :12], k[..., :12], v[..., :12], seen)
+    with pytest.raises(ValueError, match="no Triton kernel for sm_75; legal: sm_80, sm_90, sm_100"):
+        configs.tiles(75, 128, 2)
+
+
+def test_tiles_of_every_head_dimension() -> None:
+    for arch in configs.ARCHITECTURES:
+        for head_dim in range(8, 257, 8):
+            for itemsize in (2, 4):
+                assert configs.tiles(arch, head_dim, itemsize).forward.queries >= 16
+    assert configs.tiles(90, 80, 2) is configs.tiles(90, 128, 2)
