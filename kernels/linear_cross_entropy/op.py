@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from megatrain.kernels.dtypes import require_kernel_dtype
+from megatrain.kernels.arguments import require_dtype, require_shape
 from megatrain.kernels.linear_cross_entropy import configs, reference
 
 
@@ -52,7 +52,8 @@ def linear_cross_entropy_forward(
 ) -> tuple[Tensor, Tensor]:
     """As linear_cross_entropy."""
     if triton:
-        require_kernel_dtype("linear_cross_entropy", x, weight)
+        require_dtype("linear_cross_entropy", x, weight)
+    require_shape("linear_cross_entropy", "targets", targets, x.shape[0])
     lse, of_target = _empty_forward(x, weight, targets, first, count, triton)
     for part in _chunks(x, weight):
         logits = x[part] @ weight.mT
