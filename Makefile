@@ -18,7 +18,8 @@ test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not kernels and not distributed and not slurm and not gpu and not long"
 
-test-kernels: export TRITON_INTERPRET = 1  # Read when triton is imported; what compiles does so in its own processes.
+# Triton reads it when it is imported; what compiles does so in processes of its own.
+test-kernels: export TRITON_INTERPRET = 1
 test-kernels: $(VENV)/installed  ## Triton kernels without a GPU: in the interpreter, and compiled for sm_80, sm_90, sm_100
 	$(PYTEST) -m "kernels and not gpu and not long"
 

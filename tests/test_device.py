@@ -50,6 +50,10 @@ def test_the_cpu_has_no_peak_to_tell() -> None:
     assert held.numel() == 1 << 20
 
 
+def test_the_cpu_runs_a_few_programs() -> None:
+    assert device.processors(device.CPU) == 4
+
+
 def test_deterministic_refuses_what_has_no_deterministic_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

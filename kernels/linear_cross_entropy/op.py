@@ -2,7 +2,7 @@
 
 Design choices:
 - The operation gives the log-sum-exp and the target's logit of each token, with gradients of both. The loss, z-loss,
-  targets that are ignored, and the ranks' parts of a vocabulary are then vectors' arithmetic (`losses`, and logaddexp
+  targets that are ignored, and the ranks' parts of a vocabulary are then vectors' arithmetic (`losses`, and logsumexp
   over the parts), and any weighting of tokens is right: sums or single losses, never a mean.
 - The backward pass computes the logits again: one more product of the head, and no gradient is made before it is known
   what of.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from megatrain.kernels.dtypes import require_kernel_dtype
+from megatrain.kernels.arguments import require_dtype, require_shape
 from megatrain.kernels.linear_cross_entropy import configs, reference
 
 
@@ -29,9 +29,9 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Of the logits x weight^T the log-sum-exp over this part of the vocabulary, and the target's; of each token.
 
-    x: [T, H] in fp32 or bf16, without triton also fp64. weight: [V, H] of the same dtype; its first `count` rows (by default all) are those of the ids from
-    `first` on. targets: int32 or int64 [T]. Returns two [T] in fp32 (fp64 where x is); the latter is 0 where the
-    target isn't among the ids.
+    x: [T, H] in fp32 or bf16, without triton also fp64. weight: [V, H] of the same dtype; its first `count` rows (by
+    default all) are those of the ids from `first` on. targets: int32 or int64 [T]. Returns two [T] in fp32 (fp64 where
+    x is); the latter is 0 where the target isn't among the ids.
     """
     count = weight.shape[0] if count is None else count
     result: tuple[Tensor, Tensor] = linear_cross_entropy_forward(x, weight, targets, first, count, triton)
@@ -52,7 +52,8 @@ def linear_cross_entropy_forward(
 ) -> tuple[Tensor, Tensor]:
     """As linear_cross_entropy."""
     if triton:
-        require_kernel_dtype("linear_cross_entropy", x, weight)
+        require_dtype("linear_cross_entropy", x, weight)
+    require_shape("linear_cross_entropy", "targets", targets, x.shape[0])
     lse, of_target = _empty_forward(x, weight, targets, first, count, triton)
     for part in _chunks(x, weight):
         logits = x[part] @ weight.mT

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megatrain import device
-from megatrain.kernels.dtypes import require_kernel_dtype
+from megatrain.kernels.arguments import require_dtype, require_shape
 from megatrain.kernels.norm import configs
 
 
@@ -45,7 +45,10 @@ def norm_forward(
     """
     from megatrain.kernels.norm import kernel
 
-    require_kernel_dtype("norm", x, residual, weight, bias)
+    require_dtype("norm", x, residual, weight, bias)
+    require_shape("norm", "residual", residual, *x.shape)
+    require_shape("norm", "weight", weight, x.shape[-1])
+    require_shape("norm", "bias", bias, x.shape[-1])
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _empty_outputs(x, residual, weight, bias, eps)
     y, summed, mean, rstd = outputs

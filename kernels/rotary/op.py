@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatrain.kernels.dtypes import require_kernel_dtype
+from megatrain.kernels.arguments import require_dtype, require_shape
 from megatrain.kernels.rotary import configs
 
 
@@ -49,7 +49,11 @@ class _Rotate(torch.autograd.Function):
 @torch.library.custom_op("megatrain::rotary_forward", mutates_args=("x",))
 def rotary_forward(x: Tensor, cos: Tensor, sin: Tensor, group: int, rotated: int) -> None:
     """As rotate_, without a gradient."""
-    require_kernel_dtype("rotary", x)
+    require_dtype("rotary", x)
+    half = cos.shape[-1]
+    heads = max(1, x.shape[-1] // (2 * half * group)) * group
+    require_shape("rotary", "x", x, *cos.shape[:2], heads * 2 * half)
+    require_shape("rotary", "sin", sin, *cos.shape)
     if not x.is_contiguous():
         raise ValueError("rotate_ needs a contiguous tensor: what it changes would be a copy")
     _launch(x, x, cos, sin, group, rotated, backward=False)

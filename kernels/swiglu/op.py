@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatrain.kernels.dtypes import require_kernel_dtype
+from megatrain.kernels.arguments import require_dtype
 from megatrain.kernels.swiglu import configs
 
 
@@ -25,7 +25,7 @@ def swiglu_forward(gate_up: Tensor) -> Tensor:
     """As swiglu."""
     from megatrain.kernels.swiglu import kernel
 
-    require_kernel_dtype("swiglu", gate_up)
+    require_dtype("swiglu", gate_up)
     y: Tensor = _empty_forward(gate_up)
     kernel.forward[_grid(y)](gate_up.contiguous(), y, y.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS)
     return y

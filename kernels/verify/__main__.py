@@ -57,7 +57,8 @@ def main() -> int:
         print(aot.HEADER)
         targets = [options.target] if options.target else list(aot.SHARED_MEMORY)
         found = [line for kernel in kernels for line in aot.run(kernel, targets, options.update)]
-    print(*found, sep="\n", file=sys.stderr)
+    for line in found:
+        print(line, file=sys.stderr)
     return 1 if found else 0
 
 

@@ -47,10 +47,10 @@ class KernelError(Exception):
 
 
 class Memory:
-    """The tensors of one launch, and which program touched which byte.
+    """The tensors of one launch, and which program touched which element.
 
-    A byte's number is its place when all storages of the launch are laid end to end. written, read: the program (from
-    1) that did, 0 for none, -1 for several readers.
+    An element is known by its first byte, whose number is its place when all storages of the launch are laid end to
+    end. written, read: by that number the program (from 1) that did, 0 for none, -1 for several readers.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -63,8 +63,8 @@ class Memory:
         self.written = np.zeros(total, dtype=np.int32)
         self.read = np.zeros(total, dtype=np.int32)
 
-    def bytes_of(self, pointers: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.int64]:
-        """The number of the first byte of each element that isn't masked."""
+    def places(self, pointers: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.int64]:
+        """The numbers of the elements that aren't masked."""
         used = pointers[mask]
         which = np.searchsorted(self.starts, used, side="right") - 1
         if (which < 0).any() or (used >= self.stops[which]).any():
@@ -162,14 +162,14 @@ class Watch:
 
     def load(self, builder: Any, pointers: Any, mask: Any, *rest: Any, original: Original, **named: Any) -> Any:
         """A masked load, which every load becomes."""
-        self.memory.load(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
+        self.memory.load(self.memory.places(pointers.data, _mask(mask)), _program(builder))
         return original(builder, pointers, mask, *rest, **named)
 
     def store(
         self, builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, original: Original, **named: Any
     ) -> Any:
         """A masked store, which every store becomes."""
-        self.memory.store(self.memory.bytes_of(pointers.data, _mask(mask)), _program(builder))
+        self.memory.store(self.memory.places(pointers.data, _mask(mask)), _program(builder))
         return original(builder, pointers, value, mask, *rest, **named)
 
 
@@ -271,14 +271,15 @@ class Measured:
         """
         if self.all_fp32:
             return FP32_BOUND
-        return max(FP32_BOUND, (1 + 2 * self.elements**-0.5) * max(self.eager, self.least))
+        chance: float = 2 * self.elements**-0.5
+        return max(FP32_BOUND, (1 + chance) * max(self.eager, self.least))
 
 
 def relative(a: Tensor, b: Tensor) -> float:
     """The L2 norm of a - b over that of b, in fp64; 0 where both are empty or 0."""
-    a, b = a.detach().double(), b.detach().double()
-    difference = float((a - b).norm())
-    return difference / float(b.norm()) if difference else 0.0
+    exact = b.detach().double()
+    difference = float((a.detach().double() - exact).norm())
+    return difference / float(exact.norm()) if difference else 0.0
 
 
 def check(case: Case) -> dict[str, Measured]:

@@ -55,8 +55,12 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v, seen = inputs()
     with pytest.raises(TypeError, match=r"q, k, v are torch.bfloat16, torch.float32, .*; legal: one dtype for all"):
         op.attention(q.bfloat16(), k, v, seen)
-    with pytest.raises(ValueError, match=r"q is \[1, 2, 3, 10, 16\], k \[1, 2, 10, 8\], v"):
+    with pytest.raises(ValueError, match=r"q is \[2, 3, 10, 16\], k \[1, 2, 10, 16\]; legal: \[B, H, G, Sq, D\] and"):
+        op.attention(q[0], k, v, seen)
+    with pytest.raises(ValueError, match=r"k is \[1, 2, 10, 8\], has to be \[1, 2, 10, 16\]"):
         op.attention(q, k[..., :8], v, seen)
+    with pytest.raises(ValueError, match=r"column_start is \[1, 10\], has to be \[1, 9\]"):
+        op.attention(q, k[:, :, :9], v[:, :, :9], seen)
     with pytest.raises(ValueError, match="head dimension 12; legal: multiples of 8 up to 256"):
         op.attention(q[..., :12], k[..., :12], v[..., :12], seen)
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)

@@ -33,7 +33,7 @@ def problem(tokens: int, vocabulary: int, hidden: int, dtype: torch.dtype) -> tu
 
 @given(
     st.integers(1, 12),
-    st.integers(1, 300),
+    st.integers(8, 300),
     st.integers(0, 400),
     st.integers(0, 20),
     st.sampled_from([torch.float32, torch.bfloat16]),
@@ -58,6 +58,7 @@ def test_chunks_give_what_the_whole_does(triton: bool, monkeypatch: pytest.Monke
         torch.testing.assert_close(whole, chunked, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered")  # Where a part has no ids.
 @pytest.mark.parametrize("triton", [True, False], ids=["triton", "torch"])
 def test_parts_of_the_vocabulary_make_the_whole(triton: bool) -> None:
     """As tensor-parallel ranks hold them: rows of each, one with some padding, and one with nothing else."""
@@ -148,7 +149,7 @@ def test_a_frozen_weight_costs_no_product() -> None:
         weight.requires_grad_(not frozen)
         with FlopCounterMode(display=False) as counter:
             lse, of_target = op.linear_cross_entropy(x, weight, targets, triton=False)
-            (lse - of_target).sum().backward()
+            torch.autograd.grad((lse - of_target).sum(), x if frozen else (x, weight))
         assert counter.get_total_flops() == products * product
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatrain.kernels.rotary import op
+from megatrain.kernels.rotary import op, reference
 from megatrain.kernels.rotary.verify import case
 from megatrain.kernels.verify.interpreter import check
 from megatrain.model.rotary import rotate
@@ -39,6 +39,18 @@ def test_it_is_the_models_rotation_in_place() -> None:
     for head in range(4):
         torch.testing.assert_close(after[..., head, :], rotate(before[..., head, :], angles.cos(), angles.sin()))
     assert torch.equal(after[..., 4, :], before[..., 4, :])
+
+
+def test_gradients_go_through_what_was_changed() -> None:
+    """The projection that made x keeps its inputs, not x: that x changed is nothing to it."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, upstream = (torch.randn(2, 12, 12, generator=generator) for _ in range(3))
+    weight = weight[0].requires_grad_()
+    angles = torch.rand(2, 12, 1, 2, generator=generator)
+    turned = op.rotate_(hidden @ weight, angles.cos(), angles.sin(), group=3, rotated=2)
+    expected = reference.rotate(hidden @ weight, angles.cos(), angles.sin(), group=3, rotated=2)
+    gradients = [torch.autograd.grad(result, weight, upstream)[0] for result in (turned, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_it_refuses_what_it_would_have_to_copy() -> None:

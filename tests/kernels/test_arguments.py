@@ -1,7 +1,8 @@
-"""What the kernels don't compute in is refused, before triton is needed."""
+"""What the kernels can't take is refused, before they read what isn't theirs."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -32,3 +33,18 @@ ANGLES = torch.zeros(1, 2, 1, 4)
 def test_fp64_is_refused(operation: str, call: Callable[[], Tensor]) -> None:
     with pytest.raises(TypeError, match=f"{operation} has no kernel for torch.float64; legal: torch.float32, torch.b"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: rms_norm(x, None, torch.ones(7), 1e-5), "norm: weight is [7], has to be [8]"),
+        (lambda x: rms_norm(x, x[:, :1], torch.ones(8), 1e-5), "norm: residual is [1, 1, 8], has to be [1, 2, 8]"),
+        (lambda x: rotate_(x, ANGLES[:, :1], ANGLES[:, :1]), "rotary: x is [1, 2, 8], has to be [1, 1, 8]"),
+        (lambda x: rotate_(x, ANGLES, ANGLES, group=3), "rotary: x is [1, 2, 8], has to be [1, 2, 24]"),
+        (lambda x: linear_cross_entropy(x[0], x[0], torch.zeros(3)), "targets is [3], has to be [2]"),
+    ],
+)
+def test_other_sizes_are_refused(call: Callable[[Tensor], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(X.float())
