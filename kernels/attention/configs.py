@@ -34,11 +34,11 @@ class Tiles:
 INTERPRETER = Tiles(Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), tma=True)
 """Small, so that short sequences have many: each of them is a program in numpy."""
 
-HALF = {
+BF16 = {
     (80, 32): Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), tma=False),
-    (80, 64): Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), tma=False),
+    (80, 64): Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 64, 4, 3), tma=False),
     (80, 128): Tiles(Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), tma=False),
-    (80, 256): Tiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 1), tma=False),
+    (80, 256): Tiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), tma=False),
     (90, 32): Tiles(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3), tma=True),
     (90, 64): Tiles(Tile(128, 128, 8, 3), Tile(128, 128, 8, 2), Tile(64, 128, 8, 2), tma=True),
     (90, 128): Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2), tma=True),
@@ -48,7 +48,7 @@ HALF = {
     (100, 128): Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), tma=True),
     (100, 256): Tiles(Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 1), tma=True),
 }
-"""bf16 and fp16, by (architecture, padded head dimension)."""
+"""bf16, by (architecture, padded head dimension)."""
 
 FP32 = {
     32: Tiles(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), tma=False),
@@ -58,7 +58,7 @@ FP32 = {
 }
 """By padded head dimension. Full precision has no matrix units, so architectures don't differ; TMA's layout spills."""
 
-ARCHITECTURES = tuple(sorted({arch for arch, _ in HALF}))
+ARCHITECTURES = tuple(sorted({arch for arch, _ in BF16}))
 
 
 def tiles(arch: int, head_dim: int, itemsize: int) -> Tiles:
@@ -70,4 +70,4 @@ def tiles(arch: int, head_dim: int, itemsize: int) -> Tiles:
         known = ", ".join(f"sm_{known}" for known in ARCHITECTURES)
         raise ValueError(f"attention: no Triton kernel for sm_{arch}; legal: {known}")
     padded = max(32, 1 << (head_dim - 1).bit_length())
-    return FP32[padded] if itemsize == 4 else HALF[arch, padded]
+    return FP32[padded] if itemsize == 4 else BF16[arch, padded]

@@ -27,9 +27,17 @@ def tiles(q: Tensor) -> configs.Tiles:
     """The tiles for these queries on this device. Raises ValueError where there are none."""
     if triton.knobs.runtime.interpret:
         return configs.INTERPRETER
+    if q.device.type == "cpu":
+        raise ValueError("attention: Triton's kernels need a GPU, or TRITON_INTERPRET=1 to be tried on the CPU")
     if triton.__version__ != configs.TRITON:
-        raise ValueError(f"the attention kernels are for triton {configs.TRITON}, this is {triton.__version__}")
+        raise ValueError(f"attention: the kernels are for triton {configs.TRITON}, this is {triton.__version__}")
     return configs.tiles(_architecture(), q.shape[-1], q.itemsize)
+
+
+def _constants(q: Tensor, tile: configs.Tile) -> dict[str, int]:
+    _, heads, group, _, head_dim = q.shape
+    of_tile = {"M": tile.queries, "N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
+    return {"HEADS": heads, "GROUP": group, "D": head_dim, **of_tile}
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor, o: Tensor, lse: Tensor) -> None:
@@ -40,7 +48,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor, o: Tens
     kernel.forward[(-(-queries // tile.queries) * batch * heads * group,)](
         operand(q, tile.queries, tma), operand(k, tile.keys, tma), operand(v, tile.keys, tma),
         operand(o, tile.queries, tma), lse, start, end, queries, head_dim**-0.5,
-        HEADS=heads, GROUP=group, D=head_dim, M=tile.queries, N=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
+        **_constants(q, tile),
     )  # fmt: skip
 
 
@@ -56,7 +64,7 @@ def backward_queries(
         operand(q, tile.queries, tma), operand(k, tile.keys, tma), operand(v, tile.keys, tma),
         operand(o, tile.queries, tma), operand(do, tile.queries, tma), operand(dq, tile.queries, tma),
         lse, dlse, delta, start, end, queries, head_dim**-0.5,
-        HEADS=heads, GROUP=group, D=head_dim, M=tile.queries, N=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
+        **_constants(q, tile),
     )  # fmt: skip
 
 
@@ -67,13 +75,12 @@ def backward_keys(
     """Writes dk and dv. delta: what backward_queries wrote."""
     chosen = tiles(q)
     tile, tma = chosen.backward_keys, chosen.tma
-    batch, heads, group, queries, head_dim = q.shape
-    keys = k.shape[2]
+    batch, heads, keys, head_dim = k.shape
     kernel.backward_keys[(-(-keys // tile.keys) * batch * heads,)](
         operand(q, tile.queries, tma), operand(k, tile.keys, tma), operand(v, tile.keys, tma),
         operand(do, tile.queries, tma), operand(dk, tile.keys, tma), operand(dv, tile.keys, tma),
-        lse, delta, column_start, column_end, queries, keys, head_dim**-0.5,
-        HEADS=heads, GROUP=group, D=head_dim, M=tile.queries, N=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
+        lse, delta, column_start, column_end, q.shape[3], keys, head_dim**-0.5,
+        **_constants(q, tile),
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from megatrain.kernels.arguments import require_dtype, require_shape
+
 MAX_HEAD_DIM = 256
 
 
@@ -54,25 +56,32 @@ def intervals(start: Tensor, end: Tensor, keys: int) -> Intervals:
 def attention(q: Tensor, k: Tensor, v: Tensor, seen: Intervals) -> tuple[Tensor, Tensor]:
     """Attention of q [B, H, G, Sq, D] over k and v [B, H, Sk, D]: G query heads to a key-value head.
 
-    q, k, v: bf16, fp16 or fp32, all the same; any strides, though what isn't aligned to 16 bytes is copied. D: a
-    multiple of 8 up to 256. Returns the output [B, H, G, Sq, D] in q's dtype, and the log-sum-exp of the scaled scores
-    fp32[B, H, G, Sq]; both have gradients. A query that sees no key gets 0 and -inf. Raises ValueError for other
-    shapes and dtypes, and where there is no kernel for the device.
+    q, k, v: bf16 or fp32, all the same; any strides, though what isn't aligned to 16 bytes is copied. D: a multiple of
+    8 up to 256. Returns the output [B, H, G, Sq, D] in q's dtype, and the log-sum-exp of the scaled scores
+    fp32[B, H, G, Sq]; both have gradients. A query that sees no key gets 0 and -inf. Raises TypeError for other dtypes,
+    ValueError for other shapes and where there is no kernel for the device.
     """
-    _check(q, k, v)
+    _check(q, k, v, seen)
     output: tuple[Tensor, Tensor] = attention_forward(q, k, v, seen.start, seen.end, seen.column_start, seen.column_end)
     return output
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    head_dim = q.shape[-1]
-    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32) or {k.dtype, v.dtype} != {q.dtype}:
-        raise ValueError(f"attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; legal: all bf16, fp16 or fp32")
-    if q.dim() != 5 or k.shape != v.shape or k.shape != (*q.shape[:2], k.shape[-2], head_dim):
+def _check(q: Tensor, k: Tensor, v: Tensor, seen: Intervals) -> None:
+    require_dtype("attention", q, k, v)
+    if {k.dtype, v.dtype} != {q.dtype}:
+        raise TypeError(f"attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; legal: one dtype for all")
+    if q.dim() != 5 or k.dim() != 4:
         raise ValueError(
-            f"attention: q is {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; legal: [B, H, G, Sq, D], "
-            "[B, H, Sk, D] twice"
+            f"attention: q is {list(q.shape)}, k {list(k.shape)}; legal: [B, H, G, Sq, D] and [B, H, Sk, D]"
         )
+    batch, heads, _, queries, head_dim = q.shape
+    keys = k.shape[2]
+    for name, tensor in (("k", k), ("v", v)):
+        require_shape("attention", name, tensor, batch, heads, keys, head_dim)
+    for name, tensor in (("start", seen.start), ("end", seen.end)):
+        require_shape("attention", name, tensor, batch, queries)
+    for name, tensor in (("column_start", seen.column_start), ("column_end", seen.column_end)):
+        require_shape("attention", name, tensor, batch, keys)
     if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"attention: head dimension {head_dim}; legal: multiples of 8 up to {MAX_HEAD_DIM}")
 

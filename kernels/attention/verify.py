@@ -84,10 +84,11 @@ def cases(generator: Generator) -> Iterator[Case]:
 
 
 def compilations(target: str) -> Iterator[Compilation]:
-    """Grouped heads of each padded size in bf16, heads without groups (Llama 7B) and fp32."""
-    for head_dim in (32, 64, 128, 256):
+    """Grouped heads of each size in bf16, of one that is padded, heads without groups (Llama 7B) and fp32."""
+    for head_dim in (32, 64, 80, 128, 256):
         yield from _kernels(target, head_dim, group=4, dtype="bf16")
-    yield from _kernels(target, 128, group=1, dtype="bf16")
+    for head_dim in (64, 128):
+        yield from _kernels(target, head_dim, group=1, dtype="bf16")
     yield from _kernels(target, 64, group=1, dtype="fp32")
 
 
@@ -129,4 +130,5 @@ def _matrix_cycles(target: str, tile: Tile, head_dim: int) -> int | None:
 
 def _operand(tiles: Tiles, dtype: str, rows: int, head_dim: int) -> str | tuple[str, ...]:
     """The type of what launch.operand gives."""
-    return f"tensordesc<{dtype}[1,1,1,{rows},{head_dim}]>" if tiles.tma else (f"*{dtype}", *["i32"] * 5)
+    padded = 1 << (head_dim - 1).bit_length()
+    return f"tensordesc<{dtype}[1,1,1,{rows},{padded}]>" if tiles.tma else (f"*{dtype}", *["i32"] * 5)

@@ -179,10 +179,10 @@ def test_operands_that_are_not_aligned_are_copied() -> None:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def addresses(X: Any, OUT: Any, b: Any, h: Any, g: Any, row: Any) -> None:
+def addresses(x: Any, out: Any, b: Any, h: Any, g: Any, row: Any) -> None:
     """Where the kernels look for a tile of [2, 32]."""
     place = tl.arange(0, 2)[:, None] * 32 + tl.arange(0, 32)[None, :]
-    tl.store(OUT + place, kernel._pointers(X, b, h, g, row, 2, 32).to(tl.int64))
+    tl.store(out + place, kernel._pointers(x, b, h, g, row, 2, 32).to(tl.int64))
 
 
 def test_offsets_have_64_bits() -> None:

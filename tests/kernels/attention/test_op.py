@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatrain.kernels.attention import configs, op
+from megatrain.kernels.attention.verify import case, masks
+from tests.kernels.operations import check_everywhere
 
 
 def inputs(requires_grad: bool = False, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, op.Intervals]:
@@ -15,6 +18,14 @@ def inputs(requires_grad: bool = False, device: str = "cpu") -> tuple[Tensor, Te
     q = torch.randn(1, 2, 3, 10, 16, device=device, requires_grad=requires_grad)
     k, v = (torch.randn(1, 2, 10, 16, device=device, requires_grad=requires_grad) for _ in range(2))
     return q, k, v, op.intervals(torch.zeros_like(m), m + 1, 10)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiled_checkpointed_and_fake(packed: bool) -> None:
+    _, start, end = next(masks(2, 40))
+    generator = torch.Generator().manual_seed(0)
+    check_everywhere(case("causal", generator, start, end, 40, (2, 2), 16, torch.float32, packed))
 
 
 @pytest.mark.kernels
@@ -40,14 +51,21 @@ def test_shapes_and_flops_without_a_kernel() -> None:
     assert counter.get_total_flops() == (2 + 7) * product
 
 
-def test_refusals() -> None:
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v, seen = inputs()
-    with pytest.raises(ValueError, match=r"q, k, v are torch.float64, .*; legal: all bf16, fp16 or fp32"):
-        op.attention(q.double(), k, v, seen)
-    with pytest.raises(ValueError, match=r"q is \[1, 2, 3, 10, 16\], k \[1, 2, 10, 8\], v"):
+    with pytest.raises(TypeError, match=r"q, k, v are torch.bfloat16, torch.float32, .*; legal: one dtype for all"):
+        op.attention(q.bfloat16(), k, v, seen)
+    with pytest.raises(ValueError, match=r"q is \[2, 3, 10, 16\], k \[1, 2, 10, 16\]; legal: \[B, H, G, Sq, D\] and"):
+        op.attention(q[0], k, v, seen)
+    with pytest.raises(ValueError, match=r"k is \[1, 2, 10, 8\], has to be \[1, 2, 10, 16\]"):
         op.attention(q, k[..., :8], v, seen)
+    with pytest.raises(ValueError, match=r"column_start is \[1, 10\], has to be \[1, 9\]"):
+        op.attention(q, k[:, :, :9], v[:, :, :9], seen)
     with pytest.raises(ValueError, match="head dimension 12; legal: multiples of 8 up to 256"):
         op.attention(q[..., :12], k[..., :12], v[..., :12], seen)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match=r"need a GPU, or TRITON_INTERPRET=1"):
+        op.attention(q, k, v, seen)
     with pytest.raises(ValueError, match="no Triton kernel for sm_75; legal: sm_80, sm_90, sm_100"):
         configs.tiles(75, 128, 2)
 
