@@ -61,7 +61,6 @@ docs: $(VENV)/installed  ## docs/configuration.md, from the typed configuration
 benchmarks: $(VENV)/installed  ## each prints a table, and fails when a bar doesn't hold
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		litdata==0.2.76 torchdata==0.11.0 lightning-utilities==0.15.3
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check datasketch==2.0.0
 	failed=0; for name in loader packing prep filters deduplicate train_step checkpoint; do \
 		$(BIN)/python -m benchmarks.$$name || failed=1; done; exit $$failed
 
