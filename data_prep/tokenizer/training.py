@@ -34,7 +34,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Vocabulary:
     try:
         import rustbpe
     except ImportError:
-        raise InputError("tokenizer.train=true: rustbpe isn't installed; pip install 'megatrain[prep]'") from None
+        raise InputError("tokenizer.train=true: rustbpe isn't installed; pip install rustbpe") from None
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(_pieces(texts), vocab_size + SPARE, buffer_size=AT_ONCE, pattern=SPLIT)
     tokens = list(dict.fromkeys(bytes(token) for token, _ in trainer.get_mergeable_ranks()))[: vocab_size - 1]
