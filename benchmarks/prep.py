@@ -1,7 +1,7 @@
 """`megatrain prep` against the tools of the field: the same text and the same tokenizer, to ids on disk.
 
-    python -m benchmarks.prep --input /tmp/corpus/text [--megabytes 200] [--peers DIR]
-    python -m benchmarks.prep --input /tmp/corpus/text --scaling
+    python -m benchmarks.prep --input corpus/text [--megabytes 200] [--peers DIR]
+    python -m benchmarks.prep --input corpus/text --scaling
 
 Design choices:
 - The text is the first so many MB of documents in the order of a hash of their ids: of all sources and languages
