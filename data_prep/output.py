@@ -65,6 +65,12 @@ def keep_before(output: Path, append: bool) -> None:
     new.rename(kept)
 
 
+def _sweep(output: Path) -> None:
+    """Removes what processes that were killed had begun."""
+    for left in output.rglob(".*.partial"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 @contextlib.contextmanager
 def claimed(output: Path, append: bool) -> Iterator[None]:
     """Makes the output folder, and holds it against other runs. Raises InputError where it can't be had."""
@@ -81,7 +87,7 @@ def claimed(output: Path, append: bool) -> Iterator[None]:
             raise bad_value("output", output, "another run is writing it") from None
         except OSError:
             pass  # a file system without locks
-        for left in output.rglob(".*.partial"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _sweep(output)
         keep_before(output, append)
         yield
+        _sweep(output)

@@ -97,7 +97,7 @@ def test_peers_make_the_batches_of_the_loader(tmp_path: Path) -> None:
     assert len(set().union(*peers)) == (len(ids) - 1) // 512
 
 
-@pytest.mark.distributed
+@pytest.mark.long
 def test_prep_and_its_peers_make_the_same_tokens(tmp_path: Path) -> None:
     texts = [text[:2000] for text in prep.documents("", 1)[:300]]
     prep.write_vocabulary(tmp_path, texts, 400)

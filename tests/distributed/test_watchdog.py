@@ -29,16 +29,16 @@ RANK_1_STOPS_READING = """
 import os, time
 
 if os.environ.get("RANK") == "1":
-    from megatrain.data.loader import Loader
+    from megatrain.data import loader
 
-    read = Loader._step
+    digest = loader.digest
 
-    def hanging(self, order, places, first, end):
-        if first == 5 * 8:
+    def hanging(n, ids):
+        if n.max() >= 5 * 8:
             time.sleep(1000)
-        return read(self, order, places, first, end)
+        return digest(n, ids)
 
-    Loader._step = hanging
+    loader.digest = hanging
 """
 
 
