@@ -33,6 +33,7 @@ def check_output(output: Path, append: bool) -> None:
     if not output.is_dir():
         raise bad_value("output", output, "a file; give a new folder")
     if is_finished(output):
+        _sweep(output)
         raise bad_value("output", output, "already holds a finished set; give another folder, or append=true")
     if any(output.iterdir()):
         raise bad_value("output", output, "holds other files; give a new or empty folder")

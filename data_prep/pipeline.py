@@ -35,7 +35,7 @@ from megatrain.data_prep.deduplicate.duplicates import find_duplicates
 from megatrain.data_prep.deduplicate.examples import shown
 from megatrain.data_prep.deduplicate.paragraphs import find_paragraphs
 from megatrain.data_prep.execute import Failure, each, ready
-from megatrain.data_prep.files import said
+from megatrain.data_prep.files import hidden, said
 from megatrain.data_prep.notes import Notes
 from megatrain.data_prep.output import check_output, claimed, is_finished, set_before
 from megatrain.data_prep.plan import WORK, find_inputs, plan_finish, plan_shards, plan_units, without_places
@@ -106,7 +106,7 @@ def run(config: PrepConfig) -> int:
             raise GaveUp(str(error)) from error
         report.seconds = time.monotonic() - started
         report.write(output)
-        shutil.rmtree(output / WORK)
+        (output / WORK).rename(hidden(output / WORK))  # who dies while it is removed has finished
     report.show(preparation.console, output)
     return report.exit_code
 
