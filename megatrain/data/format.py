@@ -1,6 +1,6 @@
 """The shard format, version 1: what tar shards, their indexes and the manifest hold, and how they are read.
 
-docs/format.md describes the bytes; data_prep/shards.py writes them. A set is a folder that `megatrain prep` wrote:
+docs/format.md describes the bytes; data_prep/shards/ writes them. A set is a folder that `megatrain prep` wrote:
 
     DIR/tokenizer.json
     DIR/train/manifest.json              written last: without it there is no set
