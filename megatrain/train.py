@@ -34,7 +34,7 @@ from megatrain.checkpoint.background import BackgroundSaver
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.compose import compose, plain
-from megatrain.config import ActivationCheckpointing, TrainConfig
+from megatrain.config import ActivationCheckpointing, KernelsConfig, TrainConfig
 from megatrain.data.format import HELD_OUT
 from megatrain.data.loader import Loader, held_out_batches
 from megatrain.data.plan import Plan
@@ -46,6 +46,7 @@ from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader, WeightsOnly
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
 from megatrain.evaluate.loading import open_checkpoint
+from megatrain.model import choice
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
@@ -154,7 +155,8 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     saver = make_saver(config, progress)
     events = EventLog(run_dir / "events.jsonl") if rank == 0 else None
     cleaned = saver.manager.clean()
-    engine = make_engine(config, mesh, len(sources))
+    chosen = choice.choose(config.kernels, config.model, config.precision, config.data.document_mask)
+    engine = make_engine(config, mesh, chosen.kernels, len(sources))
     reader, passed_over = saver.manager.load(engine.load_shards)
     for reason in passed_over if rank == 0 else ():
         log.warning("passed over: %s", reason)
@@ -194,6 +196,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         world_size=dist.get_world_size(),
         device=str(where.type),
         versions=versions(),
+        kernels=chosen.reasons,
         notes=[*cleaned, *passed_over],
     )
     return trainer
@@ -237,23 +240,23 @@ def waiting_seconds(config: TrainConfig) -> float:
     return max(START_SECONDS, (FIRST_STEP + 1) * config.resilience.timeout_seconds)
 
 
-def make_engine(config: TrainConfig, mesh: Mesh, sources: int) -> Engine:
-    """The engine of this rank, to be loaded. sources: how many its statistics tell apart."""
+def make_engine(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig, sources: int) -> Engine:
+    """The engine of this rank, to be loaded. kernels: without auto. sources: how many its statistics tell apart."""
     torch.manual_seed(config.seed)
     clip = config.optim.gradient_clip
     engine = select.make(config.engine, config.precision, config.micro_batch_size, clip, sources)
-    engine.build(chunks(config, mesh), mesh, partial(optimizer.build, config.optim, config.model))
+    engine.build(chunks(config, mesh, kernels), mesh, partial(optimizer.build, config.optim, config.model))
     return engine
 
 
-def chunks(config: TrainConfig, mesh: Mesh) -> list[Transformer]:
+def chunks(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig) -> list[Transformer]:
     """The stages of the model that this rank computes, on the meta device; stage i is pipeline rank i % pipeline's."""
     parallel = config.parallel
     every = stages(config.model, parallel.pipeline * parallel.virtual_stages, config.sequence_length)
     recompute = config.activation_checkpointing is ActivationCheckpointing.full
     with torch.device("meta"):
         mine = every[mesh.pipeline_rank :: parallel.pipeline]
-        return [Transformer(config.model, stage, mesh.tensor, recompute) for stage in mine]
+        return [Transformer(config.model, stage, mesh.tensor, recompute, kernels) for stage in mine]
 
 
 def make_loader(config: TrainConfig, plan: Plan, saved: TrainerState | None, mesh: Mesh) -> Loader:
