@@ -3,6 +3,8 @@
 Design choices:
 - Attention masks have one vocabulary: query m sees key n iff start[m] <= n < end[m], both never decreasing in m, and
   start[m] <= m < end[m]. Documents, sliding windows, prefixes and bidirectional attention are all written in it.
+- Where documents begin is in `start` already, but as a list of places it has a length that depends on the values: only
+  the host can make it without waiting for the device. So it comes with the batch, for who asks for it.
 - Ids are int32 in memory whatever they are on disk: NCCL has no uint16 and no uint32.
 - Stats hold sums, never means: law 3 (a mean over the targets of the global batch) is one division at the end.
 
@@ -60,6 +62,7 @@ class Batch(TensorFields):
     input_ids: int32[B, S]. targets: int32[B, S], IGNORE where nothing is predicted. positions: int32[B, S].
     start: int32[B, S], the first key each query sees. end: int32[B, S], one past the last, or None: causal (m+1).
     source: int32[B].
+    documents: int32[B, C], document_starts(start) before windows are applied, where it was asked for, else None.
     """
 
     input_ids: Tensor
@@ -68,6 +71,7 @@ class Batch(TensorFields):
     start: Tensor
     end: Tensor | None
     source: Tensor
+    documents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,17 @@ def mask_end(start: Tensor, end: Tensor | None) -> Tensor:
     if end is not None:
         return end
     return torch.arange(1, start.shape[-1] + 1, dtype=start.dtype, device=start.device).expand_as(start)
+
+
+def document_starts(start: Tensor) -> Tensor:
+    """Where the documents of each sample begin, 0 first, and S for those that a sample has less than another.
+
+    start: int32[B, S] on the CPU, the first place of the document that each place belongs to. Returns int32[B, C]: C is
+    the most documents that a sample has, rounded up to a power of two or to S, so that few shapes occur.
+    """
+    length = start.shape[1]
+    place = torch.arange(length, dtype=start.dtype)
+    begins = start == place
+    most = int(begins.sum(dim=1).max())
+    columns = min(1 << (most - 1).bit_length(), length)
+    return torch.where(begins, place, length).topk(columns, largest=False, sorted=True).values

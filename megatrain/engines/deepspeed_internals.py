@@ -178,7 +178,7 @@ class Adapter:
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """See Chunk.forward."""
-        y: Tensor = self.engine(x, batch.positions, batch.start, batch.end, batch.targets)
+        y: Tensor = self.engine(x, batch.positions, batch.start, batch.end, batch.targets, batch.documents)
         return y
 
     def backward(self, loss: Tensor, last: bool) -> None:

@@ -52,7 +52,7 @@ class FsdpChunk:
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """See Chunk.forward."""
-        y: Tensor = self.module(x, batch.positions, batch.start, batch.end, batch.targets)
+        y: Tensor = self.module(x, batch.positions, batch.start, batch.end, batch.targets, batch.documents)
         return y
 
     def backward(self, loss: Tensor, last: bool) -> None:

@@ -55,7 +55,8 @@ def evaluate(
             if callable(count_bytes):
                 size += count_bytes(batch)
             on_device = batch.to(where)
-            losses = model(on_device.input_ids, on_device.positions, on_device.start, on_device.end, on_device.targets)
+            x, positions, start = on_device.input_ids, on_device.positions, on_device.start
+            losses = model(x, positions, start, on_device.end, on_device.targets, on_device.documents)
             loss_sum += losses.sum(dtype=torch.float64)
     if targets == 0:
         raise ValueError("nothing to predict")

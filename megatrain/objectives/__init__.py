@@ -20,9 +20,12 @@ def check(config: ObjectiveConfig) -> None:
         raise bad_value("objective.name", config.name, f"must be one of {', '.join(NAMES)}")
 
 
-def build(config: ObjectiveConfig, document_mask: bool) -> Callable[[Sequences], Batch]:
-    """The objective that is configured. Raises InputError if there is none of that name."""
+def build(config: ObjectiveConfig, document_mask: bool, documents: bool = False) -> Callable[[Sequences], Batch]:
+    """The objective that is configured. Raises InputError if there is none of that name.
+
+    documents: whether attention needs Batch.documents.
+    """
     from megatrain.objectives.causal import Causal
 
     check(config)
-    return Causal(document_mask)
+    return Causal(document_mask, documents)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import torch
 
-from megatrain.batch import IGNORE, Batch, Sequences
+from megatrain.batch import IGNORE, Batch, Sequences, document_starts
 
 
 class Causal:
-    """Sequences to Batch, on the CPU."""
+    """Sequences to Batch, on the CPU. documents: whether Batch.documents is made."""
 
-    def __init__(self, document_mask: bool) -> None:
+    def __init__(self, document_mask: bool, documents: bool = False) -> None:
         self.document_mask = document_mask
+        self.documents = documents
 
     def __call__(self, sequences: Sequences) -> Batch:
         """int32[B, S + 1] ids and documents to inputs and targets int32[B, S]. `end` is None."""
@@ -38,4 +39,5 @@ class Causal:
             start=start,
             end=None,
             source=sequences.source,
+            documents=document_starts(start) if self.documents else None,
         )

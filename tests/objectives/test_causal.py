@@ -65,6 +65,33 @@ def test_it_is_what_a_loop_makes(sequences: Sequences, document_mask: bool) -> N
         assert tensor.is_contiguous()
 
 
+@settings(max_examples=200, deadline=None)
+@given(sequences=sequences(), document_mask=st.booleans())
+def test_documents_are_where_starts_change(sequences: Sequences, document_mask: bool) -> None:
+    """Padding is one of them."""
+    batch: Batch = build(ObjectiveConfig(), document_mask, documents=True)(sequences)
+    assert batch.documents is not None
+    assert batch.documents.dtype == torch.int32
+    length = batch.start.shape[1]
+    columns = batch.documents.shape[1]
+    most = 0
+    for row, start in zip(batch.documents.tolist(), batch.start.tolist(), strict=True):
+        places = sorted(set(start))
+        assert row == [*places, *[length] * (columns - len(places))]
+        most = max(most, len(places))
+    assert columns in (length, *(2**n for n in range(5)))
+    assert most <= columns < max(2 * most, 2)
+
+
+def test_documents_are_made_for_who_asks() -> None:
+    ids = torch.ones(1, 5, dtype=torch.int32)
+    sequences = Sequences(ids, torch.zeros_like(ids), ids.sum(1).int(), ids[:, 0])
+    assert build(ObjectiveConfig(), document_mask=True)(sequences).documents is None
+    documents = build(ObjectiveConfig(), document_mask=True, documents=True)(sequences).documents
+    assert documents is not None
+    assert documents.tolist() == [[0]]
+
+
 def test_an_unknown_objective_is_named() -> None:
     with pytest.raises(InputError, match=r"objective\.name=masked: must be one of causal"):
         build(ObjectiveConfig(name="masked"), document_mask=True)
