@@ -17,7 +17,6 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import resolve_name
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -102,13 +101,11 @@ def sources(kernel: str) -> list[Path]:
 def _imported(file: Path) -> list[Path]:
     """The files of this folder that a file imports."""
     modules: list[str] = []
-    package = ".".join([PACKAGE, *file.relative_to(FOLDER).parent.parts])
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package)
-            modules += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            modules += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
     below = (module.removeprefix(f"{PACKAGE}.").split(".") for module in modules if module.startswith(f"{PACKAGE}."))
     files = (FOLDER.joinpath(*parts).with_suffix(".py") for parts in below)
     return [file for file in files if file.is_file()]

@@ -59,7 +59,7 @@ def test_errors_and_bounds() -> None:
     error = compare(narrow, [run_banded(narrow)])["x"]
     assert error.bound == pytest.approx(1.25 * max(error.eager, error.least, 1e-6 / 1.25))
     off = Case("off", lambda x: (x.square().sum() * 1.5,), square.reference, narrow.inputs)
-    with pytest.raises(KernelError, match=r"0 is off by 5\.\d+e-01, above"):
+    with pytest.raises(KernelError, match=r"0 is off by [45]\.\d+e-01, above"):
         compare(off, [run_banded(off)])
 
 
