@@ -16,6 +16,7 @@ import torch
 
 from megatrain.kernels.verify import aot
 from megatrain.kernels.verify.case import KERNELS, verifiable
+from megatrain.kernels.verify.measure import KernelError
 
 
 def interpreter(kernel: str, seed: int) -> list[str]:
@@ -24,14 +25,14 @@ def interpreter(kernel: str, seed: int) -> list[str]:
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime.errors import InterpreterError
 
-    from megatrain.kernels.verify.interpreter import KernelError, check
+    from megatrain.kernels.verify.interpreter import check
 
     found = []
     for case in verifiable(kernel).cases(torch.Generator().manual_seed(seed)):
         try:
             measured = check(case)
         except (KernelError, InterpreterError) as error:
-            found.append(f"{kernel}: {error}")
+            found.append(f"{kernel}: {case.name}: {error}")
             continue
         errors = "  ".join(f"{name} {m.kernel:.1e} ({m.bound:.1e})" for name, m in measured.items())
         print(f"{kernel}: {case.name}: {errors}", flush=True)
