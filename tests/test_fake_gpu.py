@@ -36,6 +36,7 @@ from megatrain.config import (
 )
 from megatrain.data.loader import RankBatch
 from megatrain.engines.ranges import MASTER, Shard
+from megatrain.model.choice import TORCH
 from megatrain.model.transformer import Transformer
 from megatrain.observe.metrics import MetricStream
 from megatrain.observe.sinks import JsonlSink

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megatrain.kernels.attention import op, sdpa
+from megatrain.kernels.attention import flash, op, sdpa
 
-Mask = sdpa.Mask | op.Intervals
+Mask = sdpa.Mask | op.Intervals | flash.Mask
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
@@ -21,9 +21,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
     Returns [B, S, H, G, D] in q's dtype.
     """
+    if isinstance(mask, flash.Mask):
+        return flash.attention(q, k, v, mask)
     keys, values = k.transpose(1, 2), v.transpose(1, 2)
     if isinstance(mask, op.Intervals):
         output, _ = op.attention(q.permute(0, 2, 3, 1, 4), keys, values, mask)
         return output.permute(0, 3, 1, 2, 4)
     output = sdpa.attention(q.flatten(2, 3).transpose(1, 2), keys, values, mask)
-    return output.transpose(1, 2).unflatten(2, q.shape[2:4])
+    return output.transpose(1, 2).view(q.shape)

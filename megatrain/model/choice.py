@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from megatrain import device
 from megatrain.config import AttentionKernel, Kernel, KernelsConfig, LossKernel, ModelConfig, Precision
 from megatrain.errors import bad_value
-
-from megatrain.kernels.attention import configs
+from megatrain.kernels import stamps
+from megatrain.kernels.attention import configs, flash
 from megatrain.model.spec import head_dim
 
 MAX_HEAD_DIM = 256
@@ -35,21 +35,18 @@ class Chosen:
     reasons: dict[str, str]
 
 
-def choose(asked: KernelsConfig, model: ModelConfig, precision: Precision, documents: bool) -> Chosen:
-    """What this device computes with. documents: attention may have to stay within documents.
-
-    Raises InputError where a kernel that is asked for can't run here.
-    """
+def choose(asked: KernelsConfig, model: ModelConfig, precision: Precision) -> Chosen:
+    """What this device computes with. Raises InputError where a kernel that is asked for can't run here."""
     kernels, reasons = KernelsConfig(), {}
     for field in fields(KernelsConfig):
         given = getattr(asked, field.name)
-        name, reason = _choose(field.name, given.value, model, precision, documents)
+        name, reason = _choose(field.name, given.value, model, precision)
         setattr(kernels, field.name, type(given)(name))
         reasons[field.name] = f"{name}: {reason}"
     return Chosen(kernels, reasons)
 
 
-def _choose(kernel: str, given: str, model: ModelConfig, precision: Precision, documents: bool) -> tuple[str, str]:
+def _choose(kernel: str, given: str, model: ModelConfig, precision: Precision) -> tuple[str, str]:
     """The name of what runs, and why."""
     architecture = device.architecture()
     if given in ("torch", "chunked"):
@@ -58,9 +55,9 @@ def _choose(kernel: str, given: str, model: ModelConfig, precision: Precision, d
         return "torch", "there is no GPU"
     why_not = []
     if kernel == "attention" and given in ("auto", "flash"):
-        obstacle = flash.obstacle(architecture, model, precision, documents)
+        obstacle = flash.out_of_reach(architecture, device.DTYPES[precision.value], head_dim(model))
         if obstacle is None:
-            return "flash", "as asked" if given == "flash" else f"{flash.version()} is installed"
+            return "flash", "as asked" if given == "flash" else f"it is installed: {flash.version()}"
         if given == "flash":
             raise bad_value("kernels.attention", "flash", f"{obstacle}; legal: auto, triton, torch")
         why_not.append(f"flash: {obstacle}")
@@ -85,7 +82,9 @@ def _obstacle(kernel: str, model: ModelConfig, precision: Precision, architectur
     if kernel == "attention" and (size % 8 or size > MAX_HEAD_DIM):
         return f"model.head_dim is {size}, and has to be a multiple of 8 up to {MAX_HEAD_DIM}"
     if architecture is None:
-        return None if os.environ.get("TRITON_INTERPRET") == "1" else "it needs a GPU, or TRITON_INTERPRET=1 to be tried"
+        return (
+            None if os.environ.get("TRITON_INTERPRET") == "1" else "it needs a GPU, or TRITON_INTERPRET=1 to be tried"
+        )
     known = [f"sm_{arch}" for arch in configs.ARCHITECTURES]
     if kernel == "attention" and architecture not in known:
         return f"this GPU is {architecture}, the kernel is for {', '.join(known)}"

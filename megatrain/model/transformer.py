@@ -16,20 +16,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from megatrain import device
 from megatrain.batch import IGNORE, mask_end
 from megatrain.config import AttentionKernel, Kernel, KernelsConfig, LossKernel, ModelConfig
-from megatrain.kernels.attention import op as attention
-from megatrain.kernels.attention import packed, sdpa
+from megatrain.kernels.attention import flash, op, packed, sdpa
 from megatrain.kernels.linear_cross_entropy.op import linear_cross_entropy, losses
 from megatrain.kernels.rotary.op import rotate_
-from megatrain.kernels.swiglu import op, reference
+from megatrain.kernels.swiglu import op as swiglu
+from megatrain.kernels.swiglu import reference
 from megatrain.model.choice import TORCH
 from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, linear, make_norm
 from megatrain.model.partition import Stage, parts, whole
 from megatrain.model.rotary import cos_sin, rotate
 from megatrain.model.spec import attention_out_bias, head_dim
 from megatrain.parallel.tensor import (
-    ALONE, TensorParallel, cross_entropy, gather_sequence, vocabulary_range, whole_vocabulary,
+    ALONE,
+    TensorParallel,
+    cross_entropy,
+    gather_sequence,
+    vocabulary_range,
+    whole_vocabulary,
 )
 
 
@@ -84,7 +90,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, tensor: TensorParallel, kernel: Kernel) -> None:
         super().__init__()
-        self.swiglu = op.swiglu if kernel is Kernel.triton else reference.swiglu
+        self.swiglu = swiglu.swiglu if kernel is Kernel.triton else reference.swiglu
         intermediate = config.intermediate_size // tensor.size
         self.gate_up = ColumnLinear(config.hidden_size, 2 * intermediate, config.mlp_bias, tensor)
         self.down = RowLinear(intermediate, config.hidden_size, config.mlp_bias, tensor)
@@ -174,6 +180,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = kernels
+        uses_flash = kernels.attention is AttentionKernel.flash
+        self.flash_attention = flash.for_architecture(device.architecture()) if uses_flash else None
         self.stage = stage = stage or whole(config)
         self.parts = parts(config, stage, tensor.rank, tensor.size)
         rows = -(-config.vocab_size // tensor.size)
@@ -200,18 +208,20 @@ class Transformer(nn.Module):
         start: Tensor,
         end: Tensor | None = None,
         targets: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Losses of the targets, or logits where there are none; before the last stage, what the next one takes.
 
         x: the first stage's input_ids, else hidden states [B, S / tp, hidden_size] in the weights' dtype, which is
-        what a stage before the last returns. input_ids, positions, start, end, targets: int32[B, S] as in Batch.
+        what a stage before the last returns. input_ids, positions, start, end, targets: int32[B, S], and documents
+        int32[B, C], as in Batch; flash-attn needs documents, nothing else does.
         Returns with targets the loss of each token, [B, S] in fp32 (fp64 where the weights are), 0 where the target
         is IGNORE; without, logits [B, S, vocab_size] in the weights' dtype, of a tensor-parallel rank its columns.
         """
         if self.stage.first:
             x = self.embedding(x)
         cos, sin = cos_sin(self.config, positions, torch.promote_types(x.dtype, torch.float32))
-        mask = self._mask(start, end)
+        mask = self._mask(start, end, documents)
         for layer in self.layers.values():
             x = layer(x, cos, sin, mask)
         if not self.stage.last:
@@ -219,8 +229,11 @@ class Transformer(nn.Module):
         output: Tensor = self.head(self.norm(x), targets)
         return output
 
-    def _mask(self, start: Tensor, end: Tensor | None) -> packed.Mask:
-        prepare = attention.intervals if self.kernels.attention is AttentionKernel.triton else sdpa.prepare
+    def _mask(self, start: Tensor, end: Tensor | None, documents: Tensor | None) -> packed.Mask:
+        """What attention is computed over, in all layers, as the kernel takes it."""
+        if self.flash_attention is not None:
+            return flash.prepare(self.flash_attention, documents, start.shape[1], self.config.sliding_window)
+        prepare = op.intervals if self.kernels.attention is AttentionKernel.triton else sdpa.prepare
         return prepare(self._window(start), mask_end(start, end), keys=start.shape[1])
 
     def _window(self, start: Tensor) -> Tensor:

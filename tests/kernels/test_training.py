@@ -20,7 +20,9 @@ from megatrain.config import (
     Norm,
     ParallelConfig,
     Precision,
+    TrainConfig,
 )
+from megatrain.model.choice import TORCH
 from tests import reference, samples
 from tests.distributed.pool import Pool
 from tests.distributed.training import LEARNING_RATE, train_from_start
@@ -37,10 +39,8 @@ def batches(steps: int, size: int) -> list[Batch]:
     return [samples.batch(size, sequence_length=16, seed=step) for step in range(steps)]
 
 
-
-
 def tiny() -> ModelConfig:
-    config = compose("train", ["model=tiny", "run_dir=none", "max_steps=20", "data.path=none"])
+    config: TrainConfig | None = compose("train", ["model=tiny", "run_dir=none", "max_steps=20", "data.path=none"])
     assert config is not None
     return config.model
 
@@ -51,7 +51,7 @@ def test_twenty_steps(model: ModelConfig) -> None:
     steps = [samples.batch(2, sequence_length=16, seed=step, vocab_size=model.vocab_size) for step in range(20)]
     rates = [LEARNING_RATE] * len(steps)
 
-    def train(micro_batch_size: int, kernels: KernelsConfig = reference.TORCH) -> reference.Result:
+    def train(micro_batch_size: int, kernels: KernelsConfig = TORCH) -> reference.Result:
         return reference.train(model, samples.OPTIM, steps, rates, micro_batch_size, kernels=kernels)
 
     expected = train(2)

@@ -51,7 +51,9 @@ def test_an_operation_that_writes_around_its_input_is_seen() -> None:
 
 def test_errors_and_bounds() -> None:
     """A sum of squares and its gradient; in fp32 one number is the bound, in bf16 what PyTorch's has."""
-    square = Case("square", lambda x: (x.square().sum(),), lambda x: (x.square().sum(),), {"x": torch.arange(1.0, 65.0) / 7})
+    square = Case(
+        "square", lambda x: (x.square().sum(),), lambda x: (x.square().sum(),), {"x": torch.arange(1.0, 65.0) / 7}
+    )
     errors = compare(square, [run_banded(square), run_banded(square)])
     assert set(errors) == {"0", "x"}
     assert all(error.kernel == error.eager and error.bound == 1e-6 for error in errors.values())
