@@ -34,6 +34,7 @@ from megatrain.kernels.verify.measure import KernelError, Measured, compare, run
 Original = Callable[..., Any]
 """What a function of the interpreter was before it was replaced."""
 
+
 class Memory:
     """The tensors of one launch, and which program touched which element.
 

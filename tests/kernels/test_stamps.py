@@ -47,7 +47,9 @@ def test_other_sources_need_another_stamp(changed: str, folder: Path) -> None:
     stamps.write("swiglu", stamp())
     with (folder / changed).open("a") as file:
         file.write("\n")
-    assert stamps.missing("swiglu", "sm_90") == f"swiglu has changed since its stamp for sm_90 with triton {TRITON}: {HOW}"
+    assert (
+        stamps.missing("swiglu", "sm_90") == f"swiglu has changed since its stamp for sm_90 with triton {TRITON}: {HOW}"
+    )
 
 
 @pytest.mark.parametrize("changed", ["swiglu/verify.py", "swiglu/budgets.json", "norm/kernel.py"])
