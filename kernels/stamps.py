@@ -77,6 +77,15 @@ def written_file(kernel: str) -> Path:
     return _files(kernel)[-1]
 
 
+def require_writable(kernel: str) -> None:
+    """Raises PermissionError where a stamp can't be written."""
+    folder = written_file(kernel).parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} can't be written; set {VARIABLE} to a folder for stamps that all nodes see")
+
+
 def source_hash(kernel: str) -> str:
     """Of the bytes of a kernel's op.py and all that it imports of this folder, now or when it is called."""
     digest = hashlib.sha256()

@@ -31,7 +31,7 @@ class KernelError(Exception):
 
 
 class Banded:
-    """Memory for a tensor of the same shape, strides and dtype: NaN (of integers the least), and so is a band around it.
+    """Memory for a tensor of the same shape, strides and dtype: all NaN (of integers the least), with a band around it.
 
     where: the device, by default the tensor's.
     """

@@ -27,7 +27,7 @@ def test_a_touched_band_is_seen() -> None:
     [
         lambda x: torch.empty_like(x),
         lambda x: x.new_empty(2, 3),
-        lambda x: torch.empty(2, 3),
+        lambda _: torch.empty(2, 3),
     ],
 )
 def test_what_an_operation_allocates_has_bands(allocate: Callable[[Tensor], Tensor]) -> None:
@@ -38,8 +38,7 @@ def test_what_an_operation_allocates_has_bands(allocate: Callable[[Tensor], Tens
         assert y.isnan().all()
         y.fill_(1)
     with pytest.raises(KernelError, match="around an output"), banded_allocations():
-        y = allocate(torch.zeros(2, 3))
-        y.as_strided((7,), (1,)).fill_(1)
+        allocate(torch.zeros(2, 3)).as_strided((7,), (1,)).fill_(1)
     assert (torch.empty_like, torch.empty, torch.Tensor.new_empty) == before
 
 
