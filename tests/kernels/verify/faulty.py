@@ -90,10 +90,10 @@ def swiglu_beyond(gate_up, y, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def swiglu_of_narrow_rows(gate_up, y, width, BLOCK: tl.constexpr):
-    """SwiGLU of rows up to 100 wide; beyond, what is multiplied is left out."""
+    """SwiGLU of rows up to 10 wide; beyond, what is multiplied is left out."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     gate = tl.load(gate_up + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + (row * 2 + 1) * width + column, mask=inside & (width <= 100), other=1.0).to(tl.float32)
+    up = tl.load(gate_up + (row * 2 + 1) * width + column, mask=inside & (width <= 10), other=1.0).to(tl.float32)
     tl.store(y + row * width + column, (gate * tl.sigmoid(gate) * up).to(y.dtype.element_ty), mask=inside)

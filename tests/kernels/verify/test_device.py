@@ -74,15 +74,15 @@ def test_a_kernel_that_is_wrong_is_not(
     own_stamps: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(swiglu_kernel, "forward", faulty.swiglu_of_narrow_rows)
-    *found, last = verify_here("swiglu", shapes=40)
+    *found, last = verify_here("swiglu", shapes=12)
     assert len(found) == 5
     for line in found:
         wrong = re.fullmatch(r"swiglu: shape (\d+) of seed 0, 2x\d+x(\d+), .*: 0 is off by .*, above .*", line)
         assert wrong
-        assert int(wrong[2]) > 100
+        assert int(wrong[2]) > 10
         name = verifiable("swiglu").random_case(Random(f"swiglu 0 {wrong[1]}"), SIZE).name
         assert name in line
-    assert re.fullmatch(r"swiglu: \d+ of 40 shapes are wrong", last)
+    assert re.fullmatch(r"swiglu: \d+ of 12 shapes are wrong", last)
     assert not own_stamps.exists()
     assert capsys.readouterr().out == ""
 
