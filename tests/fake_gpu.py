@@ -131,7 +131,7 @@ class Event:
 
     host: Host
 
-    def __init__(self, _device: torch.device) -> None:
+    def __init__(self, _device: torch.device, *, enable_timing: bool = False) -> None:  # noqa: ARG002
         self.reached = False
 
     def record(self) -> None:
