@@ -147,6 +147,13 @@ def test_the_process_itself_exits_with_2_and_one_line(small_set: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_kernel_that_the_device_has_not_is_one_line(small_set: Path, tmp_path: Path) -> None:
+    with train(small_set, tmp_path / "run", "kernels.norm=triton") as command:
+        finished = command.wait()
+    line = "kernels.norm=triton: it needs a GPU, or TRITON_INTERPRET=1 to be tried; legal: auto, torch"
+    assert (finished.code, finished.stdout, finished.stderr) == (BAD_INPUT, "", f"megatrain train: {line}\n")
+
+
 def test_an_altered_member_ends_the_run_and_is_named(tmp_path: Path) -> None:
     data, run_dir = write_small_set(tmp_path / "set"), tmp_path / "run"
     shards = open_set(data)
