@@ -23,17 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_HEAD_DIM = 256
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Library:
-    """A package of flash-attn: how its legal versions begin, its module, and the GPUs that it is used on."""
+    """A package of flash-attn: how its legal versions begin, its module, and the GPUs that it is used on.
+
+    head_dims: the largest head dimension on each of them ("sm_90").
+    """
 
     package: str
     series: str
     module: str
-    architectures: tuple[str, ...]
+    head_dims: dict[str, int]
 
     def installed(self) -> str | None:
         """The version that is installed, of whatever series. Imports nothing."""
@@ -47,8 +48,10 @@ class Library:
         return (self.installed() or "").startswith(self.series)
 
 
-FLASH_2 = Library("flash-attn", "2.8.", "flash_attn", ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90"))
-FLASH_4 = Library("flash-attn-4", "4.", "flash_attn.cute", ("sm_90", "sm_100", "sm_103"))
+AMPERE_TO_HOPPER = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90")
+FLASH_2 = Library("flash-attn", "2.8.", "flash_attn", dict.fromkeys(AMPERE_TO_HOPPER, 256))
+# On Blackwell it has kernels for 256 too, but no backward pass of windows in them.
+FLASH_4 = Library("flash-attn-4", "4.", "flash_attn.cute", {"sm_90": 256, "sm_100": 128, "sm_103": 128})
 LIBRARIES = (FLASH_4, FLASH_2)
 """On Hopper the first that is installed: version 4 was made for it."""
 
@@ -61,7 +64,7 @@ def version() -> str | None:
 
 def for_architecture(architecture: str) -> Library | None:
     """The installed library that is used on an architecture ("sm_90")."""
-    return next((library for library in LIBRARIES if architecture in library.architectures and library.usable()), None)
+    return next((library for library in LIBRARIES if architecture in library.head_dims and library.usable()), None)
 
 
 def out_of_reach(
@@ -76,20 +79,17 @@ def out_of_reach(
         return "flash-attn needs a GPU"
     if dtype != torch.bfloat16:
         return f"precision: flash-attn computes in bf16, not in {dtype}".replace("torch.", "")
-    if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
-        return f"model.head_dim={head_dim}: flash-attn takes multiples of 8 up to {MAX_HEAD_DIM}"
     if not causal:
         return "objective.name: flash-attn takes causal masks, without prefixes or keys that come later"
     if log_sum_exp:
         return "parallel.context: log-sum-exps with gradients, which it needs, aren't taken from flash-attn"
     library = for_architecture(architecture)
     if library is None:
-        legal = " or ".join(
-            f"{each.package} {each.series}*" for each in LIBRARIES if architecture in each.architectures
-        )
+        legal = " or ".join(f"{each.package} {each.series}*" for each in LIBRARIES if architecture in each.head_dims)
         return f"on {architecture} flash-attn is taken from {legal or 'no package'}; installed: {version() or 'none'}"
-    if library is FLASH_4 and architecture != "sm_90" and 128 < head_dim < MAX_HEAD_DIM:
-        return f"model.head_dim={head_dim}: on {architecture} flash-attn-4 takes multiples of 8 up to 128, and 256"
+    most = library.head_dims[architecture]
+    if head_dim % 8 or head_dim > most:
+        return f"model.head_dim={head_dim}: on {architecture} {library.package} takes multiples of 8 up to {most}"
     return None
 
 

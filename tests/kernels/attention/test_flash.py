@@ -160,13 +160,10 @@ def test_what_is_out_of_reach(install: Callable[[str, str], None]) -> None:
     )
     install("flash-attn-4", "4.0.0b36")
     assert [flash.out_of_reach("sm_90", bf16, head_dim) for head_dim in (8, 80, 128, 192, 256)] == [None] * 5
-    assert [flash.out_of_reach("sm_100", bf16, head_dim) for head_dim in (8, 80, 128, 256)] == [None] * 4
-    assert flash.out_of_reach("sm_100", bf16, 192) == (
-        "model.head_dim=192: on sm_100 flash-attn-4 takes multiples of 8 up to 128, and 256"
-    )
-    for head_dim in (12, 264):
-        assert flash.out_of_reach("sm_90", bf16, head_dim) == (
-            f"model.head_dim={head_dim}: flash-attn takes multiples of 8 up to 256"
+    assert [flash.out_of_reach("sm_100", bf16, head_dim) for head_dim in (8, 80, 128)] == [None] * 3
+    for architecture, head_dim, most in (("sm_90", 12, 256), ("sm_90", 264, 256), ("sm_100", 192, 128)):
+        assert flash.out_of_reach(architecture, bf16, head_dim) == (
+            f"model.head_dim={head_dim}: on {architecture} flash-attn-4 takes multiples of 8 up to {most}"
         )
     assert flash.out_of_reach(None, bf16, 128) == "flash-attn needs a GPU"
     assert flash.out_of_reach("sm_90", torch.float32, 128) == "precision: flash-attn computes in bf16, not in float32"
