@@ -24,7 +24,7 @@ test-kernels: $(VENV)/installed  ## Triton kernels without a GPU: in the interpr
 	$(PYTEST) -m "kernels and not gpu and not long"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo
-	$(PYTEST) -m "distributed and not chaos and not gpu and not long"
+	$(PYTEST) -m "distributed and not kernels and not chaos and not gpu and not long"
 
 test-slurm: $(VENV)/installed  ## a Slurm cluster of two nodes on this machine; as root, which installs slurm-wlm
 	$(PYTEST) -m "slurm and not long"

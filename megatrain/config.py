@@ -86,6 +86,41 @@ class ActivationCheckpointing(Enum):
     full = "full"
 
 
+class Kernel(Enum):
+    """What computes an operation. auto: on a GPU Triton's kernel if it is known to be right there, else torch.
+
+    triton: ours, in kernels/. torch: PyTorch's own operations.
+    """
+
+    auto = "auto"
+    triton = "triton"
+    torch = "torch"
+
+
+class AttentionKernel(Enum):
+    """The same of attention. auto: on a GPU flash where it is installed and can, else as for the others.
+
+    flash: the flash-attn package. torch: PyTorch's scaled_dot_product_attention, with a mask of all pairs.
+    """
+
+    auto = "auto"
+    flash = "flash"
+    triton = "triton"
+    torch = "torch"
+
+
+class LossKernel(Enum):
+    """The same of the head with its loss. torch holds the logits of all tokens, the others of some at a time.
+
+    chunked: PyTorch's operations; the logits are computed again in the backward pass, as Triton's kernel does.
+    """
+
+    auto = "auto"
+    triton = "triton"
+    chunked = "chunked"
+    torch = "torch"
+
+
 class WandbMode(Enum):
     """Where a W&B run goes: to files in the run directory, to the server, nowhere."""
 
@@ -257,6 +292,22 @@ class ParallelConfig:
 
 
 @dataclass
+class KernelsConfig:
+    """What computes each operation (docs/kernels.md)."""
+
+    attention: AttentionKernel = AttentionKernel.auto
+    """Attention: auto, flash, triton or torch."""
+    norm: Kernel = Kernel.auto
+    """Norms, with the residual sum before them: auto, triton or torch."""
+    rotary: Kernel = Kernel.auto
+    """Rotary positions: auto, triton or torch."""
+    swiglu: Kernel = Kernel.auto
+    """silu(gate) * up: auto, triton or torch."""
+    linear_cross_entropy: LossKernel = LossKernel.auto
+    """The head's product and its loss: auto, triton, chunked or torch."""
+
+
+@dataclass
 class SavingConfig:
     """When checkpoints are written and how long they stay; one is always written at the end and when stopped."""
 
@@ -392,6 +443,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=DeepSpeedConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     saving: SavingConfig = field(default_factory=SavingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

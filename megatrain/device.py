@@ -129,11 +129,14 @@ def copy_to_host(tensors: dict[str, Tensor]) -> PendingCopy:
     return PendingCopy(copies, event())
 
 
-def event() -> torch.Event | None:
-    """An event behind the work queued so far, which any thread may wait for; None on the CPU, which queues nothing."""
+def event(timing: bool = False) -> torch.Event | None:
+    """An event behind the work queued so far, which any thread may wait for; None on the CPU, which queues nothing.
+
+    timing: elapsed_time between two of them is the milliseconds that the device took.
+    """
     if device() == CPU:
         return None
-    event = torch.Event(device())
+    event = torch.Event(device(), enable_timing=timing)
     event.record()
     return event
 
@@ -145,6 +148,21 @@ def peak_memory() -> int:
     peak = int(torch.accelerator.max_memory_allocated())
     torch.accelerator.reset_peak_memory_stats()
     return peak
+
+
+def architecture() -> str | None:
+    """What kernels are compiled for here: "sm_90", of AMD "gfx942"; None without a GPU that Triton compiles for."""
+    if accelerator() != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device())
+    if torch.version.hip:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def name() -> str:
+    """The device as its maker calls it, "NVIDIA H100 80GB HBM3"; "CPU" on the CPU."""
+    return torch.cuda.get_device_name(device()) if accelerator() == "cuda" else "CPU"
 
 
 def processors(where: torch.device) -> int:

@@ -34,9 +34,9 @@ from megatrain.checkpoint.background import BackgroundSaver
 from megatrain.checkpoint.format import TrainerState
 from megatrain.checkpoint.manager import CheckpointManager
 from megatrain.compose import compose, plain
-from megatrain.config import ActivationCheckpointing, TrainConfig
+from megatrain.config import ActivationCheckpointing, AttentionKernel, KernelsConfig, TrainConfig
 from megatrain.data.format import HELD_OUT
-from megatrain.data.loader import Loader, held_out_batches
+from megatrain.data.loader import Loader, Objective, held_out_batches
 from megatrain.data.plan import Plan
 from megatrain.data.samples import Source, open_sources
 from megatrain.data.state import State
@@ -46,6 +46,7 @@ from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader, WeightsOnly
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
 from megatrain.evaluate.loading import open_checkpoint
+from megatrain.model import choice
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
@@ -154,14 +155,17 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     saver = make_saver(config, progress)
     events = EventLog(run_dir / "events.jsonl") if rank == 0 else None
     cleaned = saver.manager.clean()
-    engine = make_engine(config, mesh, len(sources))
+    chosen = choice.choose(config.kernels, config.model, config.precision)
+    engine = make_engine(config, mesh, chosen.kernels, len(sources))
     reader, passed_over = saver.manager.load(engine.load_shards)
     for reason in passed_over if rank == 0 else ():
         log.warning("passed over: %s", reason)
     if reader is None:
         engine.load_shards(first_weights(config))
     saved = None if reader is None else reader.state
-    loader = make_loader(config, Plan(config, sources), saved, mesh)
+    documents = chosen.kernels.attention is AttentionKernel.flash
+    objective = objectives.build(config.objective, config.data.document_mask, documents)
+    loader = make_loader(Plan(config, sources), objective, saved, mesh)
     step = saved["step"] if saved else 0
     wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
     sinks = []
@@ -178,7 +182,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         saver=saver,
         stopping=StopAgreement(stop, _store(), _attempt(), rank),
         events=events,
-        held_out=make_held_out(config, mesh),
+        held_out=make_held_out(config, objective, mesh),
         kept_state={
             "config": without_secrets(plain(config)),
             "tokenizer": {"sha256": sources[0].manifest.tokenizer_sha256, "eos_id": sources[0].manifest.eos_id},
@@ -194,6 +198,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         world_size=dist.get_world_size(),
         device=str(where.type),
         versions=versions(),
+        kernels=chosen.reasons,
         notes=[*cleaned, *passed_over],
     )
     return trainer
@@ -237,41 +242,40 @@ def waiting_seconds(config: TrainConfig) -> float:
     return max(START_SECONDS, (FIRST_STEP + 1) * config.resilience.timeout_seconds)
 
 
-def make_engine(config: TrainConfig, mesh: Mesh, sources: int) -> Engine:
-    """The engine of this rank, to be loaded. sources: how many its statistics tell apart."""
+def make_engine(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig, sources: int) -> Engine:
+    """The engine of this rank, to be loaded. kernels: without auto. sources: how many its statistics tell apart."""
     torch.manual_seed(config.seed)
     clip = config.optim.gradient_clip
     engine = select.make(config.engine, config.precision, config.micro_batch_size, clip, sources)
-    engine.build(chunks(config, mesh), mesh, partial(optimizer.build, config.optim, config.model))
+    engine.build(chunks(config, mesh, kernels), mesh, partial(optimizer.build, config.optim, config.model))
     return engine
 
 
-def chunks(config: TrainConfig, mesh: Mesh) -> list[Transformer]:
+def chunks(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig) -> list[Transformer]:
     """The stages of the model that this rank computes, on the meta device; stage i is pipeline rank i % pipeline's."""
     parallel = config.parallel
     every = stages(config.model, parallel.pipeline * parallel.virtual_stages, config.sequence_length)
     recompute = config.activation_checkpointing is ActivationCheckpointing.full
     with torch.device("meta"):
         mine = every[mesh.pipeline_rank :: parallel.pipeline]
-        return [Transformer(config.model, stage, mesh.tensor, recompute) for stage in mine]
+        return [Transformer(config.model, stage, mesh.tensor, recompute, kernels) for stage in mine]
 
 
-def make_loader(config: TrainConfig, plan: Plan, saved: TrainerState | None, mesh: Mesh) -> Loader:
+def make_loader(plan: Plan, objective: Objective, saved: TrainerState | None, mesh: Mesh) -> Loader:
     """The loader of this rank, where the run is. Raises InputError if the saved run had another order of samples."""
-    objective = objectives.build(config.objective, config.data.document_mask)
     step = saved["step"] if saved is not None else 0
     state = plan.state(step) if saved is None else plan.resume(cast(State, saved["data"]), step)
     return Loader(plan, objective, state, step=step, rank=mesh.data_rank, ranks=mesh.data_size)
 
 
-def make_held_out(config: TrainConfig, mesh: Mesh) -> Callable[[], Iterator[Batch]]:
+def make_held_out(config: TrainConfig, objective: Objective, mesh: Mesh) -> Callable[[], Iterator[Batch]]:
     """Makes this rank's micro-batches of an evaluation; the held-out split is opened only if one will take place."""
     if not config.evaluation.every:
         return lambda: iter(())
     return partial(
         held_out_batches,
         open_sources(config.data, config.sequence_length, HELD_OUT),
-        objectives.build(config.objective, config.data.document_mask),
+        objective,
         samples=config.evaluation.samples,
         micro_batch_size=config.micro_batch_size,
         rank=mesh.data_rank,

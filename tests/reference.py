@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from megatrain.batch import Batch
-from megatrain.config import ModelConfig, OptimConfig, Precision
+from megatrain.config import KernelsConfig, ModelConfig, OptimConfig, Precision
 from megatrain.device import DTYPES
+from megatrain.model.choice import TORCH
 from megatrain.model.initialization import InitialWeights
 from megatrain.model.spec import Kind, parameters
 from megatrain.model.transformer import Transformer
@@ -34,9 +35,10 @@ def train(
     micro_batch_size: int,
     precision: Precision = Precision.fp32,
     seed: int = 0,
+    kernels: KernelsConfig = TORCH,
 ) -> Result:
     """A step for each global batch. Masters and gradients are fp32 (fp64 at fp64), weights are the masters' cast."""
-    model = Transformer(config).to(DTYPES[precision.value])
+    model = Transformer(config, kernels=kernels).to(DTYPES[precision.value])
     weights = dict(model.named_parameters())
     initial = InitialWeights(config, seed)
     dtype = torch.promote_types(DTYPES[precision.value], torch.float32)

@@ -54,6 +54,11 @@ def test_the_cpu_runs_a_few_programs() -> None:
     assert device.processors(device.CPU) == 4
 
 
+def test_kernels_are_compiled_for_no_cpu() -> None:
+    assert device.architecture() is None
+    assert device.name() == "CPU"
+
+
 def test_deterministic_refuses_what_has_no_deterministic_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

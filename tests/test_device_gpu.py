@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -55,6 +56,21 @@ def test_a_batch_goes_to_the_device_without_waiting_for_it(busy: Tensor) -> None
     there = batch.to(busy.device)
     assert time.perf_counter() - began < AT_ONCE_SECONDS
     assert torch.equal(there.input_ids.cpu(), batch.input_ids)
+
+
+def test_a_gpu_has_an_architecture_and_a_name() -> None:
+    assert re.fullmatch(r"sm_\d+|gfx\w+", device.architecture() or "")
+    assert device.name() != "CPU"
+
+
+def test_events_measure_time(busy: Tensor) -> None:
+    began = device.event(timing=True)
+    torch.matmul(busy, busy)
+    ended = device.event(timing=True)
+    assert began is not None
+    assert ended is not None
+    ended.synchronize()
+    assert 0.1 < began.elapsed_time(ended) < 10_000
 
 
 def test_peak_memory_is_that_since_the_last_call() -> None:

@@ -36,6 +36,7 @@ from megatrain.config import (
 )
 from megatrain.data.loader import RankBatch
 from megatrain.engines.ranges import MASTER, Shard
+from megatrain.model.choice import TORCH
 from megatrain.model.transformer import Transformer
 from megatrain.observe.metrics import MetricStream
 from megatrain.observe.sinks import JsonlSink
@@ -126,7 +127,7 @@ def train(rank: int, runs: list[str]) -> dict[str, Any]:
 def train_in(engine: EngineConfig, precision: Precision, layout: str, mesh: Mesh) -> dict[str, Any]:
     recompute = ActivationCheckpointing.full if layout == RECOMPUTED else ActivationCheckpointing.none
     parallel = LAYOUTS[layout]
-    model = chunks(TrainConfig(model=MODEL, parallel=parallel, activation_checkpointing=recompute), mesh)
+    model = chunks(TrainConfig(model=MODEL, parallel=parallel, activation_checkpointing=recompute), mesh, TORCH)
     real = samples.batch(samples=4, sequence_length=32, seed=0)
     with fake_gpu.tensors() as (mode, host), tempfile.TemporaryDirectory() as folder:
         # As the loader gives them: in pinned memory, micro-batches being views of the step's.

@@ -62,7 +62,7 @@ def version() -> str | None:
     return ", ".join(found) or None
 
 
-def for_architecture(architecture: str) -> Library | None:
+def for_architecture(architecture: str | None) -> Library | None:
     """The installed library that is used on an architecture ("sm_90")."""
     return next((library for library in LIBRARIES if architecture in library.head_dims and library.usable()), None)
 

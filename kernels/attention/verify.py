@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from torch import Generator, Tensor
 
 from megatrain.kernels.attention import configs, op, reference
 from megatrain.kernels.attention.configs import Tile, Tiles
-from megatrain.kernels.verify.case import Case, Compilation
+from megatrain.kernels.verify.case import DTYPES, FP32_TERMS, Case, Compilation, generator_of
 
 MATRIX_PRODUCT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
@@ -71,6 +72,15 @@ def masks(batch: int, length: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "bidirectional documents", document, torch.minimum(document + 23, whole)
 
 
+def random_mask(batch: int, length: int, generator: Generator, rises: float) -> tuple[Tensor, Tensor]:
+    """Start and end that each rise at a share of the queries, to anywhere that is legal; int32[batch, length]."""
+    m = torch.arange(length, dtype=torch.int32).expand(batch, length)
+    rising, share = torch.rand(2, 2, batch, length, generator=generator).unbind()
+    start = torch.where(rising[0] < rises, (share[0] * (m + 1)).int(), 0).cummax(1).values
+    end = torch.where(rising[1] < rises, m + 1 + (share[1] * (length - m)).int(), m + 1).cummax(1).values
+    return start, end
+
+
 def cases(generator: Generator) -> Iterator[Case]:
     """Every mask in fp32; of both dtypes head dimensions, groups, packed views, and a part of the queries."""
     for name, start, end in masks(2, 75):
@@ -81,6 +91,24 @@ def cases(generator: Generator) -> Iterator[Case]:
             yield case("causal", generator, start, end, 75, heads, head_dim, dtype)
         yield case("causal", generator, start, end, 75, (2, 2), 48, dtype, packed=True)
         yield case("the last queries", generator, start[:, 50:], end[:, 50:], 75, (2, 2), 32, dtype)
+
+
+HEADS = ((1, 1, 32), (2, 1, 64), (1, 4, 64), (1, 4, 128), (2, 2, 128), (1, 3, 40), (2, 1, 80), (1, 2, 256))
+"""Key-value heads, group and dimension of random cases. Each is compiled anew, which is what costs time."""
+
+
+def random_case(draw: Random, size: int) -> Case:
+    """Any mask over any number of keys, of all queries or the last."""
+    (kv_heads, group, head_dim), dtype, batch = draw.choice(HEADS), draw.choice(DTYPES), draw.choice((1, 2))
+    longest = FP32_TERMS // group if dtype == torch.float32 else 2048
+    keys = draw.randint(24, max(48, min(longest, size // (batch * kv_heads * group * head_dim))))
+    generator = generator_of(draw)
+    rises = draw.choice((0.1, 4 / keys))
+    name, start, end = draw.choice([*masks(batch, keys), ("any", *random_mask(batch, keys, generator, rises))])
+    first = draw.choice((0, 0, keys // 2))
+    packed = first == 0 and draw.random() < 0.5
+    heads = (kv_heads, group)
+    return case(name, generator, start[:, first:], end[:, first:], keys, heads, head_dim, dtype, packed)
 
 
 def compilations(target: str) -> Iterator[Compilation]:

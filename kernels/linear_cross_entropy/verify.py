@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from torch import Generator, Tensor
 
 from megatrain.kernels.linear_cross_entropy import configs, op, reference
-from megatrain.kernels.verify.case import Case, Compilation
+from megatrain.kernels.verify.case import (
+    DTYPES,
+    FP32_TERMS,
+    Case,
+    Compilation,
+    generator_of,
+    size_between,
+)
 
 HIDDEN = 16
 
@@ -46,6 +54,15 @@ def cases(generator: Generator) -> Iterator[Case]:
     for vocabulary, first, padding in ((50, 0, 0), (300, 300, 12), (configs.FORWARD_BLOCK + 100, 0, 4)):
         for dtype in (torch.float32, torch.bfloat16):
             yield case(generator, 7, vocabulary, dtype, first, padding)
+
+
+def random_case(draw: Random, size: int) -> Case:
+    """Any number of tokens and ids, the first ids or others, with and without padding."""
+    dtype = draw.choice(DTYPES)
+    most = FP32_TERMS if dtype == torch.float32 else 50_000
+    vocabulary = size_between(draw, 10, min(most, size // 4))
+    tokens = size_between(draw, 1, min(most, size // vocabulary))
+    return case(generator_of(draw), tokens, vocabulary, dtype, draw.choice((0, vocabulary)), draw.choice((0, 4, 12)))
 
 
 def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001

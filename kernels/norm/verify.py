@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from random import Random
 
 import torch
 from torch import Generator, Tensor
 
 from megatrain.kernels.norm import configs, op, reference
-from megatrain.kernels.verify.case import Case, Compilation
+from megatrain.kernels.verify.case import DTYPES, Case, Compilation, generator_of, size_between
 
 EPS = 1e-5
 WIDTHS = (64, 128, 1024, 4096, 8192, 16384, 32768)
@@ -52,6 +53,14 @@ def cases(generator: Generator) -> Iterator[Case]:
             for residual in (False, True):
                 for centered in (False, True):
                     yield case(generator, 5, width, dtype, residual, centered)
+
+
+def random_case(draw: Random, size: int) -> Case:
+    """Either norm of any number of rows of any width, whole and tiled."""
+    width = size_between(draw, 8, min(40_000, size // 2))
+    rows = size_between(draw, 1, size // (2 * width))
+    residual, centered = draw.random() < 0.5, draw.random() < 0.5
+    return case(generator_of(draw), rows, width, draw.choice(DTYPES), residual, centered)
 
 
 def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001

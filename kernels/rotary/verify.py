@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from torch import Generator
 
 from megatrain.kernels.rotary import configs, op, reference
-from megatrain.kernels.verify.case import Case, Compilation
+from megatrain.kernels.verify.case import DTYPES, Case, Compilation, generator_of, size_between
 
 
-def case(generator: Generator, groups: int, group: int, rotated: int, half: int, dtype: torch.dtype) -> Case:
-    """Two samples of 3 positions, with `groups` groups of heads."""
-    angles = 100 * torch.rand(2, 3, 1, half, generator=generator)
-    x = torch.randn(2, 3, groups * group * 2 * half, generator=generator).to(dtype)
+def case(
+    generator: Generator, groups: int, group: int, rotated: int, half: int, dtype: torch.dtype, positions: int = 3
+) -> Case:
+    """Two samples, with `groups` groups of heads."""
+    angles = 100 * torch.rand(2, positions, 1, half, generator=generator)
+    x = torch.randn(2, positions, groups * group * 2 * half, generator=generator).to(dtype)
     return Case(
-        name=f"{rotated} of {group} heads in {groups} groups, {2 * half}, {dtype}",
+        name=f"{positions} positions, {rotated} of {group} heads in {groups} groups, {2 * half}, {dtype}",
         # A copy, for inputs mustn't change: they are used again.
         operation=lambda x, cos, sin: (op.rotate_(x.clone(), cos, sin, group, rotated),),
         reference=lambda x, cos, sin: (reference.rotate(x, cos, sin, group, rotated),),
@@ -31,6 +34,15 @@ def cases(generator: Generator) -> Iterator[Case]:
         for half in (1, 20, 64):
             for dtype in (torch.float32, torch.bfloat16):
                 yield case(generator, groups, group, rotated, half, dtype)
+
+
+def random_case(draw: Random, size: int) -> Case:
+    """Projections of any form, of any number of positions."""
+    group, rotated = draw.choice(((1, 1), (3, 2), (6, 5), (10, 9), (4, 1)))
+    half = draw.choice((1, 8, 20, 32, 40, 64, 128))
+    groups = size_between(draw, 1, max(1, min(64, size // (4 * group * half))))
+    positions = size_between(draw, 1, max(1, size // (4 * groups * group * half)))
+    return case(generator_of(draw), groups, group, rotated, half, draw.choice(DTYPES), positions)
 
 
 def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from torch import Generator
 
 from megatrain.kernels.swiglu import configs, op, reference
-from megatrain.kernels.verify.case import Case, Compilation
+from megatrain.kernels.verify.case import DTYPES, Case, Compilation, generator_of, size_between
 
 
 def case(generator: Generator, rows: int, width: int, dtype: torch.dtype) -> Case:
@@ -26,6 +27,13 @@ def cases(generator: Generator) -> Iterator[Case]:
     for width in (1, 88, configs.BLOCK, configs.BLOCK + 8):
         for dtype in (torch.float32, torch.bfloat16):
             yield case(generator, 3, width, dtype)
+
+
+def random_case(draw: Random, size: int) -> Case:
+    """Any number of rows of any width, the last block of which is whole or not."""
+    width = size_between(draw, 1, min(20_000, size // 4))
+    rows = size_between(draw, 1, size // (4 * width))
+    return case(generator_of(draw), rows, width, draw.choice(DTYPES))
 
 
 def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001

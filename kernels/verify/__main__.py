@@ -1,7 +1,8 @@
-"""Kernels checked without a GPU.
+"""Kernels checked without a GPU, and on one.
 
     python -m megatrain.kernels.verify interpreter [--kernel norm] [--seed 0]
     python -m megatrain.kernels.verify aot [--kernel norm] [--target sm_90] [--update]
+    python -m megatrain.kernels.verify device [--kernel norm] [--shapes 2000] [--seed 0] [--no-stamp]
 
 Prints a line for each case or compilation; exits 1 where one is wrong.
 """
@@ -14,8 +15,9 @@ import sys
 
 import torch
 
-from megatrain.kernels.verify import aot
+from megatrain.kernels.verify import aot, device
 from megatrain.kernels.verify.case import KERNELS, verifiable
+from megatrain.kernels.verify.measure import KernelError
 
 
 def interpreter(kernel: str, seed: int) -> list[str]:
@@ -24,14 +26,14 @@ def interpreter(kernel: str, seed: int) -> list[str]:
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime.errors import InterpreterError
 
-    from megatrain.kernels.verify.interpreter import KernelError, check
+    from megatrain.kernels.verify.interpreter import check
 
     found = []
     for case in verifiable(kernel).cases(torch.Generator().manual_seed(seed)):
         try:
             measured = check(case)
         except (KernelError, InterpreterError) as error:
-            found.append(f"{kernel}: {error}")
+            found.append(f"{kernel}: {case.name}: {error}")
             continue
         errors = "  ".join(f"{name} {m.kernel:.1e} ({m.bound:.1e})" for name, m in measured.items())
         print(f"{kernel}: {case.name}: {errors}", flush=True)
@@ -47,10 +49,16 @@ def main() -> int:
     compiles = commands.add_parser("aot", help="registers, stack, shared memory and instructions of compiled kernels")
     compiles.add_argument("--target", choices=aot.SHARED_MEMORY, help="all by default")
     compiles.add_argument("--update", action="store_true", help="take what is compiled now for the budgets")
-    for command in (numbers, compiles):
+    on_gpu = commands.add_parser("device", help="on this machine's GPU: random shapes, times, and the stamp")
+    on_gpu.add_argument("--shapes", type=int, default=2000, help="of each kernel")
+    on_gpu.add_argument("--seed", type=int, default=0)
+    on_gpu.add_argument("--no-stamp", action="store_true", help="write no stamp")
+    for command in (numbers, compiles, on_gpu):
         command.add_argument("--kernel", choices=KERNELS, help="all by default")
     options = parser.parse_args()
     kernels = [options.kernel] if options.kernel else KERNELS
+    if options.command == "device":
+        return device.run(kernels, options.shapes, options.seed, stamp=not options.no_stamp)
     if options.command == "interpreter":
         found = [line for kernel in kernels for line in interpreter(kernel, options.seed)]
     else:

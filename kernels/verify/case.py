@@ -1,17 +1,26 @@
 """What a kernel's folder says of itself in its verify.py, so that the tools of this folder can check it.
 
-A verify.py has two functions: `cases(generator)` yields the calls whose numbers are checked, `compilations(target)`
-what is compiled ahead of time. This file needs no triton.
+A verify.py has three functions: `cases(generator)` yields the calls whose numbers are checked in the interpreter,
+`random_case(draw, size)` makes one of those that are checked on a GPU, and `compilations(target)` yields what is
+compiled ahead of time. This file needs no triton.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol, cast
 
+import torch
 from torch import Generator, Tensor
+
+FP32_TERMS = 768
+"""What fp32 may add one after the other: the error grows as the square root, and with more is no longer below 1e-6."""
+
+DTYPES = (torch.float32, torch.bfloat16)
 
 KERNELS = ("attention", "linear_cross_entropy", "norm", "rotary", "swiglu")
 """The folders of kernels that have a verify.py."""
@@ -69,6 +78,12 @@ class Verifiable(Protocol):
     def cases(self, generator: Generator) -> Iterator[Case]:
         """Calls with inputs drawn from `generator`, of every dtype and option."""
 
+    def random_case(self, draw: Random, size: int) -> Case:
+        """A call of any shape, dtype and options, by `draw`, whose largest tensor has about `size` elements at most.
+
+        In fp32 no sum has more than FP32_TERMS terms that a GPU adds one after the other.
+        """
+
     def compilations(self, target: str) -> Iterator[Compilation]:
         """What is compiled for a target, "sm_90"."""
 
@@ -76,3 +91,13 @@ class Verifiable(Protocol):
 def verifiable(kernel: str) -> Verifiable:
     """The verify.py of a kernel."""
     return cast(Verifiable, importlib.import_module(f"megatrain.kernels.{kernel}.verify"))
+
+
+def size_between(draw: Random, low: int, high: int) -> int:
+    """An integer from low to high, of every order of magnitude as likely."""
+    return min(high, int(math.exp(draw.uniform(math.log(low), math.log(high + 1)))))
+
+
+def generator_of(draw: Random) -> Generator:
+    """A generator of tensors that `draw` seeds."""
+    return Generator().manual_seed(draw.getrandbits(63))

@@ -8,15 +8,13 @@ Design choices:
 - Every address is looked at. Outside the tensors of the launch, twice written, or written by one program and touched by
   another is an error; so are atomics. A GPU runs programs in any order at once, so the last is a race, which running
   them in order would hide.
-- Inputs lie between bands of NaN, and memory that an operation allocates starts as NaN: what is read beyond a tensor's
-  edge or never written shows in the result, what is written there in the bands.
+- Inputs lie between bands (measure.py), what an operation allocates doesn't: addresses in it are checked one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partialmethod
 from typing import Any
 
@@ -31,19 +29,10 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from megatrain.kernels.verify.case import Case
+from megatrain.kernels.verify.measure import KernelError, Measured, compare, run_banded
 
 Original = Callable[..., Any]
 """What a function of the interpreter was before it was replaced."""
-
-BAND = 64
-"""Elements of NaN before and after each input; a multiple of what alignment needs."""
-
-FP32_BOUND = 1e-6
-"""The relative L2 error to fp64 that a kernel may have in fp32."""
-
-
-class KernelError(Exception):
-    """A kernel did what it mustn't, or its numbers are too far off."""
 
 
 class Memory:
@@ -231,109 +220,14 @@ def poisoned() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
-class Banded:
-    """A copy of a tensor, of the same strides, between two bands of NaN (of integers: the least)."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        poison = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
-        self.storage = torch.full((extent + 2 * BAND,), poison, dtype=tensor.dtype)
-        self.tensor = self.storage.as_strided(tensor.shape, tensor.stride(), BAND)
-        self.tensor.copy_(tensor)
-        self.before = self.storage.clone()
-
-    def intact(self) -> bool:
-        """Whether nothing but the tensor has changed: not the bands, nor what lies between rows that are apart."""
-        self.before.as_strided(self.tensor.shape, self.tensor.stride(), BAND).copy_(self.tensor)
-        return torch.equal(self.storage.view(torch.uint8), self.before.view(torch.uint8))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Relative L2 errors to fp64 of one output or gradient.
-
-    kernel: of the kernel. eager: of the reference in the same dtype. least: of the truth rounded to that dtype.
-    all_fp32: whether no input is of a narrower dtype. elements: of the tensor.
-    """
-
-    kernel: float
-    eager: float
-    least: float
-    all_fp32: bool
-    elements: int
-
-    @property
-    def bound(self) -> float:
-        """What the kernel may have: 1e-6 where all is fp32; with bf16, what eager has.
-
-        Eager and kernel round at different places, so of n elements either's error is the larger by chance, by about
-        1 / sqrt(n) of it; twice that is allowed.
-        """
-        if self.all_fp32:
-            return FP32_BOUND
-        chance: float = 2 * self.elements**-0.5
-        return max(FP32_BOUND, (1 + chance) * max(self.eager, self.least))
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """The L2 norm of a - b over that of b, in fp64; 0 where both are empty or 0."""
-    exact = b.detach().double()
-    difference = float((a.detach().double() - exact).norm())
-    return difference / float(exact.norm()) if difference else 0.0
-
-
 def check(case: Case) -> dict[str, Measured]:
     """Runs a case twice under watch(). The errors of its outputs ("0", "1") and gradients (by input's name).
 
     Raises KernelError where an error is above its bound, where a band was touched, or where the second run has other
     bits. What `watch` finds is raised as it says.
     """
-    with watch() as watching:
-        first, second = _run_banded(case), _run_banded(case)
+    with watch() as watching, poisoned():
+        runs = [run_banded(case), run_banded(case)]
     if watching.launches == 0:
-        raise KernelError(f"{case.name}: no kernel was launched")
-    truth = _run(case, case.reference, {k: _as(v, torch.float64) for k, v in case.inputs.items()})
-    eager = _run(case, case.reference, case.inputs)
-    all_fp32 = all(tensor.dtype in (torch.float32, torch.int32) for tensor in case.inputs.values())
-    result = {}
-    for name, value in first.items():
-        if not torch.equal(value.view(torch.uint8), second[name].view(torch.uint8)):
-            raise KernelError(f"{case.name}: {name} has other bits when run again")
-        least = relative(truth[name].to(value.dtype), truth[name])
-        errors = relative(value, truth[name]), relative(eager[name], truth[name]), least
-        result[name] = Measured(*errors, all_fp32, value.numel())
-        if not result[name].kernel <= result[name].bound:  # NaN is no error that is small
-            found = f"{result[name].kernel:.2e}, above {result[name].bound:.2e}"
-            raise KernelError(f"{case.name}: {name} is off by {found}")
-    return result
-
-
-def _run_banded(case: Case) -> dict[str, Tensor]:
-    banded = {name: Banded(tensor) for name, tensor in case.inputs.items()}
-    with poisoned():
-        result = _run(case, case.operation, {name: band.tensor for name, band in banded.items()})
-    for name, band in banded.items():
-        if not band.intact():
-            raise KernelError(f"{case.name}: memory around {name} was written")
-    return result
-
-
-def _run(case: Case, function: Callable[..., tuple[Tensor, ...]], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs and gradients, for gradients of the outputs that are the same each time."""
-    leaves = {name: tensor.detach() for name, tensor in inputs.items()}
-    for name in case.differentiated:
-        leaves[name].requires_grad_()
-    outputs = function(*leaves.values())
-    result = {str(i): output.detach() for i, output in enumerate(outputs)}
-    floating = [output for output in outputs if output.requires_grad]
-    random = torch.Generator().manual_seed(0)
-    # In bf16's values, so that every dtype gets the same.
-    given = [torch.randn(o.shape, generator=random).bfloat16().to(o.dtype) for o in floating]
-    wanted = [leaves[name] for name in case.differentiated]
-    if floating and wanted:
-        result |= dict(zip(case.differentiated, torch.autograd.grad(floating, wanted, given), strict=True))
-    return {name: tensor.contiguous() for name, tensor in result.items()}
-
-
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        raise KernelError("no kernel was launched")
+    return compare(case, runs)

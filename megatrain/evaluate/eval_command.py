@@ -85,7 +85,7 @@ def _data_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task
     sources = open_sources(DataConfig(path=config.data.path, index_path=config.data.index_path), length, HELD_OUT)
     if sources[0].manifest.tokenizer_sha256 != checkpoint.tokenizer_sha256:
         raise bad_value("data.path", config.data.path, f"made with another tokenizer than {checkpoint.folder}'s")
-    objective = objectives.build(checkpoint.objective, checkpoint.document_mask)
+    objective = objectives.build(checkpoint.objective, checkpoint.document_mask, documents=True)
     samples = min(config.max_samples or sources[0].index.samples, sources[0].index.samples)
     batches = held_out_batches(sources, objective, samples=samples, micro_batch_size=config.micro_batch_size)
     return _Task(batches, samples, length, decoded_bytes(load_tokenizer(checkpoint.tokenizer_path)))
@@ -106,7 +106,7 @@ def _text_task(config: EvalConfig, checkpoint: Checkpoint, length: int) -> _Task
     if len(ids) < 2:
         raise bad_value("text", config.text, f"has {len(ids)} tokens; at least 2 are needed to predict one")
     predicted = text[encoding.offsets[0][1] : encoding.offsets[len(ids) - 1][1]]
-    objective = objectives.build(checkpoint.objective, checkpoint.document_mask)
+    objective = objectives.build(checkpoint.objective, checkpoint.document_mask, documents=True)
     # Of a text shorter than a sample nothing is padded: a model may be made for a hundred thousand tokens.
     batch = objective(text_sequences(ids, min(length, len(ids) - 1)))
     return _Task(split(batch, config.micro_batch_size), len(batch.input_ids), length, len(predicted.encode()))

@@ -36,7 +36,7 @@ def generate(
     for _ in range(max_new_tokens):
         with torch.inference_mode():
             positions = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)[None]
-            logits = model(ids, positions, torch.zeros_like(ids))[0, -1]
+            logits = model(ids, positions, torch.zeros_like(ids), documents=torch.zeros_like(ids[:, :1]))[0, -1]
         token = sample(logits.double().cpu(), temperature, top_k, generator)
         if token == eos_id:
             return

@@ -28,11 +28,12 @@ from megatrain.checkpoint.format import BrokenCheckpoint
 from megatrain.checkpoint.huggingface.config import is_hugging_face
 from megatrain.checkpoint.huggingface.reader import HuggingFaceReader
 from megatrain.checkpoint.reader import CheckpointReader
-from megatrain.config import ModelConfig, ObjectiveConfig, Precision
+from megatrain.config import KernelsConfig, ModelConfig, ObjectiveConfig, Precision
 from megatrain.data.format import TOKENIZER
 from megatrain.data_config import DataConfig
 from megatrain.engines.ranges import MASTER, ShardReader
 from megatrain.errors import InputError, bad_value
+from megatrain.model.choice import choose
 from megatrain.model.transformer import Transformer
 from megatrain.storage import Folder
 
@@ -156,7 +157,7 @@ def load_model(reader: ShardReader, config: ModelConfig, precision: Precision) -
     torch.set_default_dtype(device.DTYPES[precision.value])
     try:
         with device.device():
-            model = Transformer(config)
+            model = Transformer(config, kernels=choose(KernelsConfig(), config, precision).kernels)
     finally:
         torch.set_default_dtype(default)
     for name, parameter in model.named_parameters():

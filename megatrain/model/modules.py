@@ -24,7 +24,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatrain.config import ModelConfig, Norm
+from megatrain.config import Kernel, ModelConfig, Norm
+from megatrain.kernels.norm import op as norm
 from megatrain.parallel.tensor import (
     ALONE,
     TensorParallel,
@@ -134,34 +135,46 @@ class RowLinear(nn.Module):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""
 
-    def __init__(self, size: int, eps: float, tensor: TensorParallel = ALONE) -> None:
+    def __init__(self, size: int, eps: float, tensor: TensorParallel = ALONE, kernel: Kernel = Kernel.torch) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
         self.tensor = tensor
+        self.kernel = kernel
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape and dtype as x."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The same shape and dtype as x; with a residual the norm of the sum of both, and the sum."""
         weight = summed_gradient(at_least_fp32(self.weight), self.tensor.group)
-        return F.rms_norm(at_least_fp32(x), self.weight.shape, weight, self.eps).to(x.dtype)
+        if self.kernel is Kernel.triton:
+            y, summed = norm.rms_norm(x, residual, weight, self.eps)
+        else:
+            summed = x if residual is None else x + residual
+            y = F.rms_norm(at_least_fp32(summed), self.weight.shape, weight, self.eps).to(x.dtype)
+        return y if residual is None else (y, summed)
 
 
 class LayerNorm(nn.Module):
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension (Ba et al. 2016)."""
 
-    def __init__(self, size: int, eps: float, tensor: TensorParallel = ALONE) -> None:
+    def __init__(self, size: int, eps: float, tensor: TensorParallel = ALONE, kernel: Kernel = Kernel.torch) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size))
         self.eps = eps
         self.tensor = tensor
+        self.kernel = kernel
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape and dtype as x."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The same shape and dtype as x; with a residual the norm of the sum of both, and the sum."""
         weight, bias = (summed_gradient(at_least_fp32(p), self.tensor.group) for p in (self.weight, self.bias))
-        return F.layer_norm(at_least_fp32(x), self.weight.shape, weight, bias, self.eps).to(x.dtype)
+        if self.kernel is Kernel.triton:
+            y, summed = norm.layer_norm(x, residual, weight, bias, self.eps)
+        else:
+            summed = x if residual is None else x + residual
+            y = F.layer_norm(at_least_fp32(summed), self.weight.shape, weight, bias, self.eps).to(x.dtype)
+        return y if residual is None else (y, summed)
 
 
-def make_norm(config: ModelConfig, tensor: TensorParallel = ALONE) -> RMSNorm | LayerNorm:
+def make_norm(config: ModelConfig, tensor: TensorParallel, kernel: Kernel) -> RMSNorm | LayerNorm:
     """The norm of the residual stream that the configuration names."""
-    return (RMSNorm if config.norm == Norm.rms else LayerNorm)(config.hidden_size, config.norm_eps, tensor)
+    return (RMSNorm if config.norm == Norm.rms else LayerNorm)(config.hidden_size, config.norm_eps, tensor, kernel)

@@ -201,3 +201,33 @@ class _CrossEntropy(torch.autograd.Function):
         of_logits = exponentials.mul_(scale / total.unsqueeze(1))
         of_logits.scatter_add_(1, column, -scale.masked_fill(elsewhere, 0.0))
         return of_logits.to(ctx.dtype), None, None, None
+
+
+def whole_vocabulary(lse: Tensor, of_target: Tensor, tensor: TensorParallel) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp and the target's logit over the vocabulary of all ranks, from those over each one's part: [N].
+
+    The same bits on every rank. A part without the target has 0 for its logit, one without ids -inf for its
+    log-sum-exp. The backward takes no collective.
+    """
+    if tensor.size == 1:
+        return lse, of_target
+    result: tuple[Tensor, Tensor] = _WholeVocabulary.apply(lse, of_target, tensor.group)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _WholeVocabulary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lse: Tensor, of_target: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+        largest = lse.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+        share = (lse - largest).exp_()
+        sums = torch.stack([share, of_target])
+        dist.all_reduce(sums, group=group)
+        ctx.save_for_backward(share.div_(sums[0]))
+        return largest + sums[0].log(), sums[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_lse: Tensor, of_target: Tensor) -> tuple[Tensor, Tensor, None]:
+        (share,) = ctx.saved_tensors
+        return of_lse * share, of_target, None

@@ -9,6 +9,7 @@ from megatrain.batch import IGNORE, Batch
 from megatrain.config import (
     ActivationCheckpointing,
     EngineConfig,
+    KernelsConfig,
     ModelConfig,
     OptimConfig,
     ParallelConfig,
@@ -20,6 +21,7 @@ from megatrain.engines import select
 from megatrain.engines.deepspeed import DeepSpeedEngine
 from megatrain.engines.fsdp import FsdpEngine
 from megatrain.engines.ranges import ShardReader
+from megatrain.model.choice import TORCH
 from megatrain.model.initialization import InitialWeights
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
@@ -49,6 +51,7 @@ def make_engine(
     seed: int = 0,
     parallel: ParallelConfig | None = None,
     recompute: bool = False,
+    kernels: KernelsConfig = TORCH,
 ) -> AnyEngine:
     """An engine on this rank, loaded from `reader` or with initial weights."""
     made = select.make(engine, precision, micro_batch_size, optim.gradient_clip, sources=2)
@@ -56,7 +59,7 @@ def make_engine(
     checkpointing = ActivationCheckpointing.full if recompute else ActivationCheckpointing.none
     config = TrainConfig(model=model, activation_checkpointing=checkpointing, parallel=parallel or ParallelConfig())
     mesh = meshes.build(config.parallel, model.num_kv_heads)
-    made.build(chunks(config, mesh), mesh, lambda parameters: optimizer.build(optim, model, parameters))
+    made.build(chunks(config, mesh, kernels), mesh, lambda parameters: optimizer.build(optim, model, parameters))
     made.load_shards(reader or InitialWeights(model, seed))
     return made
 
@@ -91,7 +94,10 @@ def train_from_start(
     model: ModelConfig = samples.MODEL,
     parallel: ParallelConfig | None = None,
     recompute: bool = False,
+    kernels: KernelsConfig = TORCH,
 ) -> Curve:
     """The whole of it, as a task of the pool."""
-    made = make_engine(engine, precision, micro_batch_size, model, seed=seed, parallel=parallel, recompute=recompute)
+    made = make_engine(
+        engine, precision, micro_batch_size, model, seed=seed, parallel=parallel, recompute=recompute, kernels=kernels
+    )
     return train(made, batches, micro_batch_size)

@@ -36,15 +36,6 @@ def test_cases(case: Case) -> None:
     assert set(check(case)) == {"0", "1", "q", "k", "v"}
 
 
-def random_mask(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Start and end that rise at about every tenth query, each anywhere that is legal."""
-    m = torch.arange(length, dtype=torch.int32).expand(batch, length)
-    rises, share = (torch.rand(2, 2, batch, length, generator=generator)).unbind()
-    start = torch.where(rises[0] < 0.1, (share[0] * (m + 1)).int(), 0).cummax(1).values
-    end = torch.where(rises[1] < 0.1, m + 1 + (share[1] * (length - m)).int(), m + 1).cummax(1).values
-    return start, end
-
-
 @pytest.mark.usefixtures("operands")
 @given(
     st.integers(20, 100),
@@ -57,7 +48,7 @@ def random_mask(batch: int, length: int, generator: torch.Generator) -> tuple[Te
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mask(length: int, batch: int, heads: tuple[int, int], head_dim: int, packed: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    start, end = random_mask(batch, length, generator)
+    start, end = verify.random_mask(batch, length, generator, rises=0.1)
     check(verify.case("any", generator, start, end, length, heads, head_dim, torch.float32, packed))
 
 

@@ -75,3 +75,25 @@ def spilling(x, y, BLOCK: tl.constexpr):
     place = tl.arange(0, BLOCK)
     value = tl.load(x + place)
     tl.store(y + place, value - tl.sum(value))
+
+
+@triton.jit
+def swiglu_beyond(gate_up, y, width, BLOCK: tl.constexpr):
+    """SwiGLU, and one element too many of each row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(gate_up + row * 2 * width + column, mask=column < width, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + (row * 2 + 1) * width + column, mask=column < width, other=0.0).to(tl.float32)
+    result = (gate * tl.sigmoid(gate) * up).to(y.dtype.element_ty)
+    tl.store(y + row * width + column, result, mask=column < width + 1)
+
+
+@triton.jit
+def swiglu_of_narrow_rows(gate_up, y, width, BLOCK: tl.constexpr):
+    """SwiGLU of rows up to 10 wide; beyond, what is multiplied is left out."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(gate_up + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + (row * 2 + 1) * width + column, mask=inside & (width <= 10), other=1.0).to(tl.float32)
+    tl.store(y + row * width + column, (gate * tl.sigmoid(gate) * up).to(y.dtype.element_ty), mask=inside)
