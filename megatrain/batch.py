@@ -63,6 +63,7 @@ class Batch(TensorFields):
     start: int32[B, S], the first key each query sees. end: int32[B, S], one past the last, or None: causal (m+1).
     source: int32[B].
     documents: int32[B, C], document_starts(start) before windows are applied, where it was asked for, else None.
+        Only causal masks have it.
     """
 
     input_ids: Tensor

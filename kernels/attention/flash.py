@@ -6,7 +6,8 @@ Design choices:
   (megatrain/batch.py): to find them in `start` here would take a host read. What fills a sample's boundaries up are
   documents without tokens, and `max_seqlen` is the sequence length: an upper bound is enough.
 - Both versions are called by the same keywords, of which tests ask the signatures of the released packages.
-- A library is known by its package's metadata, never by what can be imported: 2.8 ships an old flash_attn.cute too.
+- A library is known by its package's metadata, for 2.8 ships an old flash_attn.cute too. But that it is installed
+  isn't enough: one that was built for another PyTorch can't be imported.
 
 B is the number of samples, S the sequence length, H the key-value heads, G the query heads of each, D the head
 dimension, C the most documents of a sample.
@@ -70,7 +71,7 @@ def for_architecture(architecture: str | None) -> Library | None:
 def out_of_reach(
     architecture: str | None, dtype: torch.dtype, head_dim: int, *, causal: bool = True, log_sum_exp: bool = False
 ) -> str | None:
-    """Why flash-attn can't be used, in one sentence; None where it can.
+    """Why flash-attn can't be used, in one sentence; None where it can, which then is imported.
 
     architecture: of the GPU ("sm_90"), None where there is none. causal: False where an objective sets `end`.
     log_sum_exp: whether the log-sum-exp is needed, with its gradient.
@@ -90,6 +91,11 @@ def out_of_reach(
     most = library.head_dims[architecture]
     if head_dim % 8 or head_dim > most:
         return f"model.head_dim={head_dim}: on {architecture} {library.package} takes multiples of 8 up to {most}"
+    try:
+        importlib.import_module(library.module)
+    except Exception as error:  # An ImportError of the linker's, and whatever else its dependencies raise.
+        (why, *_) = str(error).splitlines() or [type(error).__name__]
+        return f"{library.package} {library.installed()} can't be imported: {why}"
     return None
 
 
