@@ -62,7 +62,8 @@ class Batch(TensorFields):
     input_ids: int32[B, S]. targets: int32[B, S], IGNORE where nothing is predicted. positions: int32[B, S].
     start: int32[B, S], the first key each query sees. end: int32[B, S], one past the last, or None: causal (m+1).
     source: int32[B].
-    documents: int32[B, C], document_starts(start) before windows are applied, where it was asked for, else None.
+    documents: int32[B, C], document_starts(start), or None where nobody asked for it.
+        Only causal masks have it.
     """
 
     input_ids: Tensor

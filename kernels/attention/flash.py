@@ -6,7 +6,8 @@ Design choices:
   (megatrain/batch.py): to find them in `start` here would take a host read. What fills a sample's boundaries up are
   documents without tokens, and `max_seqlen` is the sequence length: an upper bound is enough.
 - Both versions are called by the same keywords, of which tests ask the signatures of the released packages.
-- A library is known by its package's metadata, never by what can be imported: 2.8 ships an old flash_attn.cute too.
+- A library is known by its package's metadata, for 2.8 ships an old flash_attn.cute too. But that it is installed
+  isn't enough: one that was built for another PyTorch can't be imported.
 
 B is the number of samples, S the sequence length, H the key-value heads, G the query heads of each, D the head
 dimension, C the most documents of a sample.
@@ -23,17 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_HEAD_DIM = 256
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Library:
-    """A package of flash-attn: how its legal versions begin, its module, and the GPUs that it is used on."""
+    """A package of flash-attn: how its legal versions begin, its module, and the GPUs that it is used on.
+
+    head_dims: the largest head dimension on each of them ("sm_90").
+    """
 
     package: str
     series: str
     module: str
-    architectures: tuple[str, ...]
+    head_dims: dict[str, int]
 
     def installed(self) -> str | None:
         """The version that is installed, of whatever series. Imports nothing."""
@@ -47,8 +49,10 @@ class Library:
         return (self.installed() or "").startswith(self.series)
 
 
-FLASH_2 = Library("flash-attn", "2.8.", "flash_attn", ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90"))
-FLASH_4 = Library("flash-attn-4", "4.", "flash_attn.cute", ("sm_90", "sm_100", "sm_103"))
+AMPERE_TO_HOPPER = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90")
+FLASH_2 = Library("flash-attn", "2.8.", "flash_attn", dict.fromkeys(AMPERE_TO_HOPPER, 256))
+# On Blackwell it has kernels for 256 too, but no backward pass of windows in them.
+FLASH_4 = Library("flash-attn-4", "4.", "flash_attn.cute", {"sm_90": 256, "sm_100": 128, "sm_103": 128})
 LIBRARIES = (FLASH_4, FLASH_2)
 """On Hopper the first that is installed: version 4 was made for it."""
 
@@ -61,13 +65,13 @@ def version() -> str | None:
 
 def for_architecture(architecture: str | None) -> Library | None:
     """The installed library that is used on an architecture ("sm_90")."""
-    return next((library for library in LIBRARIES if architecture in library.architectures and library.usable()), None)
+    return next((library for library in LIBRARIES if architecture in library.head_dims and library.usable()), None)
 
 
 def out_of_reach(
     architecture: str | None, dtype: torch.dtype, head_dim: int, *, causal: bool = True, log_sum_exp: bool = False
 ) -> str | None:
-    """Why flash-attn can't be used, in one sentence; None where it can.
+    """Why flash-attn can't be used, in one sentence; None where it can, which then is imported.
 
     architecture: of the GPU ("sm_90"), None where there is none. causal: False where an objective sets `end`.
     log_sum_exp: whether the log-sum-exp is needed, with its gradient.
@@ -76,20 +80,22 @@ def out_of_reach(
         return "flash-attn needs a GPU"
     if dtype != torch.bfloat16:
         return f"precision: flash-attn computes in bf16, not in {dtype}".replace("torch.", "")
-    if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
-        return f"model.head_dim={head_dim}: flash-attn takes multiples of 8 up to {MAX_HEAD_DIM}"
     if not causal:
         return "objective.name: flash-attn takes causal masks, without prefixes or keys that come later"
     if log_sum_exp:
         return "parallel.context: log-sum-exps with gradients, which it needs, aren't taken from flash-attn"
     library = for_architecture(architecture)
     if library is None:
-        legal = " or ".join(
-            f"{each.package} {each.series}*" for each in LIBRARIES if architecture in each.architectures
-        )
+        legal = " or ".join(f"{each.package} {each.series}*" for each in LIBRARIES if architecture in each.head_dims)
         return f"on {architecture} flash-attn is taken from {legal or 'no package'}; installed: {version() or 'none'}"
-    if library is FLASH_4 and architecture != "sm_90" and 128 < head_dim < MAX_HEAD_DIM:
-        return f"model.head_dim={head_dim}: on {architecture} flash-attn-4 takes multiples of 8 up to 128, and 256"
+    most = library.head_dims[architecture]
+    if head_dim % 8 or head_dim > most:
+        return f"model.head_dim={head_dim}: on {architecture} {library.package} takes multiples of 8 up to {most}"
+    try:
+        importlib.import_module(library.module)
+    except Exception as error:  # An ImportError of the linker's, and whatever else its dependencies raise.
+        (why, *_) = str(error).splitlines() or [type(error).__name__]
+        return f"{library.package} {library.installed()} can't be imported: {why}"
     return None
 
 

@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from megatrain import device
 from megatrain.batch import document_starts, mask_end
 from megatrain.kernels.attention import flash, reference
 from megatrain.kernels.attention.flash import FLASH_2, FLASH_4, Library
-from tests import fake_gpu
+from megatrain.model.transformer import Transformer
+from tests import fake_gpu, samples
 from tests.kernels.attention.flash_in_torch import Module
 
 Modules = dict[Library, Module]
@@ -124,6 +126,25 @@ def test_its_calls_mean_the_mask(
     assert copied == [min(heads) > 1, False, False]
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("library", flash.LIBRARIES, ids=lambda library: library.package)
+def test_a_model_computes_the_same_with_it(modules: Modules, library: Library, window: int | None) -> None:
+    model = Transformer(replace(samples.MODEL, sliding_window=window)).double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.1, generator=generator)
+    batch = samples.batch(3, sequence_length=10, seed=0)
+    arguments = (batch.input_ids, batch.positions, batch.start, batch.end, batch.targets)
+    wanted = model(*arguments)
+    model.flash_attention = library
+    losses = model(*arguments, document_starts(batch.start))
+    assert len(modules[library].calls) == model.config.num_layers
+    torch.testing.assert_close(losses, wanted, rtol=0, atol=1e-12)
+    weights = list(model.parameters())
+    for found, expected in zip(*(torch.autograd.grad(x.sum(), weights) for x in (losses, wanted)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_boundaries_of_some_documents() -> None:
     start = torch.tensor([[0, 0, 2, 2, 4, 4], [0, 0, 0, 0, 0, 0]], dtype=torch.int32)
     documents = document_starts(start)
@@ -149,6 +170,7 @@ def test_what_is_installed_and_where_it_is_used(install: Callable[[str, str], No
     assert [flash.for_architecture(arch) for arch in architectures] == [None, FLASH_2, FLASH_4, FLASH_4]
 
 
+@pytest.mark.usefixtures("modules")
 def test_what_is_out_of_reach(install: Callable[[str, str], None]) -> None:
     bf16 = torch.bfloat16
     assert flash.out_of_reach("sm_90", bf16, 128) == (
@@ -160,13 +182,10 @@ def test_what_is_out_of_reach(install: Callable[[str, str], None]) -> None:
     )
     install("flash-attn-4", "4.0.0b36")
     assert [flash.out_of_reach("sm_90", bf16, head_dim) for head_dim in (8, 80, 128, 192, 256)] == [None] * 5
-    assert [flash.out_of_reach("sm_100", bf16, head_dim) for head_dim in (8, 80, 128, 256)] == [None] * 4
-    assert flash.out_of_reach("sm_100", bf16, 192) == (
-        "model.head_dim=192: on sm_100 flash-attn-4 takes multiples of 8 up to 128, and 256"
-    )
-    for head_dim in (12, 264):
-        assert flash.out_of_reach("sm_90", bf16, head_dim) == (
-            f"model.head_dim={head_dim}: flash-attn takes multiples of 8 up to 256"
+    assert [flash.out_of_reach("sm_100", bf16, head_dim) for head_dim in (8, 80, 128)] == [None] * 3
+    for architecture, head_dim, most in (("sm_90", 12, 256), ("sm_90", 264, 256), ("sm_100", 192, 128)):
+        assert flash.out_of_reach(architecture, bf16, head_dim) == (
+            f"model.head_dim={head_dim}: on {architecture} flash-attn-4 takes multiples of 8 up to {most}"
         )
     assert flash.out_of_reach(None, bf16, 128) == "flash-attn needs a GPU"
     assert flash.out_of_reach("sm_90", torch.float32, 128) == "precision: flash-attn computes in bf16, not in float32"
@@ -174,6 +193,17 @@ def test_what_is_out_of_reach(install: Callable[[str, str], None]) -> None:
     assert str(flash.out_of_reach("sm_90", bf16, 128, log_sum_exp=True)).startswith("parallel.context: ")
     assert flash.out_of_reach("gfx942", bf16, 128) == (
         "on gfx942 flash-attn is taken from no package; installed: flash-attn-4 4.0.0b36, flash-attn 2.7.4.post1"
+    )
+
+
+def test_one_that_was_built_for_another_torch(
+    install: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    install("flash-attn", "2.8.3")
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN2at\\nmore')")
+    assert flash.out_of_reach("sm_90", torch.bfloat16, 128) == (
+        "flash-attn 2.8.3 can't be imported: undefined symbol: _ZN2at"
     )
 
 
