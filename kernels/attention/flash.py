@@ -68,22 +68,15 @@ def for_architecture(architecture: str | None) -> Library | None:
     return next((library for library in LIBRARIES if architecture in library.head_dims and library.usable()), None)
 
 
-def out_of_reach(
-    architecture: str | None, dtype: torch.dtype, head_dim: int, *, causal: bool = True, log_sum_exp: bool = False
-) -> str | None:
+def out_of_reach(architecture: str | None, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why flash-attn can't be used, in one sentence; None where it can, which then is imported.
 
-    architecture: of the GPU ("sm_90"), None where there is none. causal: False where an objective sets `end`.
-    log_sum_exp: whether the log-sum-exp is needed, with its gradient.
+    architecture: of the GPU ("sm_90"), None where there is none.
     """
     if architecture is None:
         return "flash-attn needs a GPU"
     if dtype != torch.bfloat16:
         return f"precision: flash-attn computes in bf16, not in {dtype}".replace("torch.", "")
-    if not causal:
-        return "objective.name: flash-attn takes causal masks, without prefixes or keys that come later"
-    if log_sum_exp:
-        return "parallel.context: log-sum-exps with gradients, which it needs, aren't taken from flash-attn"
     library = for_architecture(architecture)
     if library is None:
         legal = " or ".join(f"{each.package} {each.series}*" for each in LIBRARIES if architecture in each.head_dims)

@@ -180,8 +180,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = kernels
-        uses_flash = kernels.attention is AttentionKernel.flash
-        self.flash_attention = flash.for_architecture(device.architecture()) if uses_flash else None
+        self.flash_attention = flash.for_architecture(device.architecture())
         self.stage = stage = stage or whole(config)
         self.parts = parts(config, stage, tensor.rank, tensor.size)
         rows = -(-config.vocab_size // tensor.size)
@@ -231,7 +230,8 @@ class Transformer(nn.Module):
 
     def _mask(self, start: Tensor, end: Tensor | None, documents: Tensor | None) -> packed.Mask:
         """What attention is computed over, in all layers, as the kernel takes it."""
-        if self.flash_attention is not None:
+        if self.kernels.attention is AttentionKernel.flash:
+            assert self.flash_attention is not None  # Else model/choice.py refuses it.
             return flash.prepare(self.flash_attention, documents, start.shape[1], self.config.sliding_window)
         prepare = op.intervals if self.kernels.attention is AttentionKernel.triton else sdpa.prepare
         return prepare(self._window(start), mask_end(start, end), keys=start.shape[1])
