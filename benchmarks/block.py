@@ -11,11 +11,11 @@ Design choices:
   What is changed in place is read and written. Of a broadcast tensor only the elements that there are count.
 - What is dispatched has to be what a GPU would be given. The CPU's attention is one operation with the inputs and
   outputs of CUDA's; RMSNorm, which the CPU would take apart, is registered as the one operation that CUDA has.
-- Matrix products are mm, addmm and bmm. Attention isn't: it is in both columns.
+- Matrix products are mm, addmm and bmm. Attention isn't: it is in both figures.
 - Gradients are asked for of the input and of every parameter, and none is added to an older one.
 - Saved is what autograd keeps from forward to backward: whole storages, each once, without parameters and without
-  what all layers share. The layer's input is somebody else's output and left out too; the column beside it has it,
-  where it is kept.
+  what all layers share. The layer's input is another layer's output, and left out too; a last row has it where it is
+  kept (transformers' keeps a copy in fp32 instead, which is its own).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: Counter[Any] = Counter()
         self.bytes: Counter[Any] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         read = _tensors((args, kwargs))
@@ -73,15 +73,11 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Cost:
-    """traffic: of the pass and its backward. saved: bytes kept between them; with_input: those with the layer's own."""
+    """Of a pass and its backward. saved: bytes kept between them; saved_with_input: with those of the layer's input."""
 
     traffic: Traffic
     saved: int
-    with_input: int
-
-    @property
-    def operations(self) -> int:
-        return self.traffic.calls.total()
+    saved_with_input: int
 
     @property
     def bytes(self) -> int:
@@ -90,6 +86,15 @@ class Cost:
     @property
     def bytes_without_products(self) -> int:
         return self.bytes - sum(self.traffic.bytes[product] for product in PRODUCTS)
+
+
+QUANTITIES: dict[str, Callable[[Cost], float]] = {
+    "operations": lambda each: each.traffic.calls.total(),
+    "GB read and written": lambda each: each.bytes / 1e9,
+    "GB without products": lambda each: each.bytes_without_products / 1e9,
+    "GB saved": lambda each: each.saved / 1e9,
+    "GB saved, and the input": lambda each: each.saved_with_input / 1e9,
+}
 
 
 def cost(make: Make, config: ModelConfig, length: int) -> Cost:
@@ -119,13 +124,13 @@ def cost(make: Make, config: ModelConfig, length: int) -> Cost:
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
     """Operations that PyTorch has for CUDA alone are dispatched as one, as there."""
-    library = torch.library.Library("aten", "IMPL", "CPU")
+    library = torch.library.Library("aten", "IMPL", "CPU")  # type: ignore[no-untyped-call]
     for operation in FUSED_ON_CUDA:
-        library.impl(operation, decomposition_table[operation])
+        library.impl(operation, decomposition_table[operation])  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        library._destroy()
+        library._destroy()  # type: ignore[no-untyped-call]
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -149,43 +154,25 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """A row for each contender."""
+    """A row for each quantity and contender."""
     config = compose("train", [f"model={arguments.model}", "run_dir=none", "max_steps=1"])
     assert isinstance(config, TrainConfig)
     makes = contenders(arguments.peers)
     costs = {name: cost(make, config.model, arguments.sequence_length) for name, make in makes.items()}
     base, own = costs[TRANSFORMERS], costs[OURS]
+    rows: list[Row] = [
+        {"what": what, "contender": name, "amount": round(of(each), 3), "ratio": round(of(each) / of(base), 3)}
+        for what, of in QUANTITIES.items()
+        for name, each in costs.items()
+    ]
     traffic = base.bytes_without_products / own.bytes_without_products
-    return Result(
-        [_row(name, each, base) for name, each in costs.items()],
-        [
-            Bar("bytes without matrix products, transformers' over ours", traffic, 1 / MOST_TRAFFIC),
-            Bar("bytes saved, transformers' over ours", base.saved / own.saved, 1 / MOST_SAVED),
-        ],
-    )
-
-
-def _row(name: str, each: Cost, base: Cost) -> Row:
-    return {
-        "contender": name,
-        "operations": each.operations,
-        "GB": round(each.bytes / 1e9, 2),
-        "ratio": round(each.bytes / base.bytes, 2),
-        "GB without products": round(each.bytes_without_products / 1e9, 2),
-        "its ratio": round(each.bytes_without_products / base.bytes_without_products, 2),
-        "saved MB": round(each.saved / 1e6, 1),
-        "ratio saved": round(each.saved / base.saved, 2),
-        "and the input": round(each.with_input / 1e6, 1),
-    }
+    bars = [
+        Bar("bytes without matrix products, transformers' over ours", traffic, 1 / MOST_TRAFFIC),
+        Bar("bytes saved, transformers' over ours", base.saved / own.saved, 1 / MOST_SAVED),
+    ]
+    return Result(rows, bars)
 
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            "A layer in bf16, forward and backward, one sequence",
-            measure,
-            model="llama_7b",
-            sequence_length=4096,
-            peers="build/peers",
-        )
-    )
+    title = "A layer in bf16, forward and backward, one sequence"
+    sys.exit(main(title, measure, model="llama_7b", sequence_length=4096, peers="build/peers"))

@@ -7,8 +7,8 @@ Design choices:
 - torchtitan's is the block of its Llama 3: projections of queries, keys and values in one, rotary positions by complex
   numbers, and attention over variable lengths, of one document. It has FlexAttention too, which has to be compiled;
   PyTorch's scaled_dot_product_attention it doesn't let language models use.
-- torchtitan is no dependency of the project, and needs some of its own merely to be imported. PACKAGES lie in a folder:
-  `pip install --no-deps --target build/peers ...`, as `make benchmarks` does.
+- torchtitan is no dependency of the project. It and what it imports lie in a folder of their own:
+  `pip install --no-deps --target DIR torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18.0`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from megatrain.parallel.tensor import ALONE
 
 DTYPE = torch.bfloat16
 TRITON = KernelsConfig(AttentionKernel.triton, Kernel.triton, Kernel.triton, Kernel.triton, LossKernel.triton)
-PACKAGES = ("torchtitan==0.3.0", "spmd_types==0.2.3", "tyro==1.0.17", "docstring_parser==0.18.0")
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ OURS, TRANSFORMERS, TORCHTITAN = "megatrain, triton", "transformers, sdpa", "tor
 
 
 def contenders(peers: str) -> dict[str, Make]:
-    """All that there are. peers: the folder of PACKAGES."""
+    """All that there are. peers: the folder that torchtitan may be in."""
     found: dict[str, Make] = {
         OURS: partial(ours, TRITON),
         "megatrain, torch": partial(ours, choice.TORCH),
