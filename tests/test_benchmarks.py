@@ -6,17 +6,24 @@ import argparse
 import gzip
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import checkpoint, common, corpus, loader, loader_peers, packing, prep, prep_peers
+from benchmarks import block, block_peers, checkpoint, common, corpus, loader, loader_peers, packing, prep, prep_peers
 from megatrain import objectives
 from megatrain.batch import Batch
-from megatrain.config import ObjectiveConfig
+from megatrain.config import ModelConfig, ObjectiveConfig
+from tests import samples
 from tests.data.sets import EOS, row, write_set
+
+aten = torch.ops.aten
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.7, 1)])
@@ -154,6 +161,69 @@ def test_only_concatenation_cuts_documents_that_fit(tmp_path: Path) -> None:
         round(100 * (1 - 2998 / 4096), 3),
     ]
     assert not list(tmp_path.glob("**/*.index"))
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        (lambda x: x.view(32).unsqueeze(0), 0),
+        (lambda x: torch.empty_like(x), 0),
+        (lambda x: torch.zeros_like(x), 2 * 128),
+        (lambda x: x.add_(1), 2 * 128),
+        (lambda x: x.copy_(x[:1].bfloat16().expand(4, 8)), (32 + 16) + (128 + 16 + 128)),
+        (lambda x: x + x[:, :2].sum(), (32 + 4) + (128 + 4 + 128)),
+        (lambda x: torch.cat([x, x]).chunk(2), 128 + 128 + 256),
+    ],
+)
+def test_bytes_of_an_operation(operation: Callable[[Tensor], object], expected: int) -> None:
+    with FakeTensorMode(), block.Traffic() as traffic:
+        operation(torch.empty(4, 8))
+    assert traffic.bytes.total() == expected
+
+
+def test_what_a_layer_costs() -> None:
+    """Of x W^T * table and its exponential, whose result is what its gradient needs."""
+
+    def make(config: ModelConfig, length: int) -> block_peers.Block:
+        layer = torch.nn.Linear(config.hidden_size, config.hidden_size, bias=False, dtype=block_peers.DTYPE)
+        table = torch.zeros(length, config.hidden_size, dtype=block_peers.DTYPE)
+        return block_peers.Block(layer, lambda x: (layer(x) * table).exp(), [table])
+
+    cost = block.cost(make, samples.MODEL, length=8)
+    weight, rows = (2 * size * samples.MODEL.hidden_size for size in (samples.MODEL.hidden_size, 8))
+    assert cost.traffic.calls == {aten.mm.default: 3, aten.mul.Tensor: 3, aten.exp.default: 1}
+    assert cost.traffic.bytes == {
+        aten.mm.default: 3 * (weight + 2 * rows),
+        aten.mul.Tensor: 3 * (3 * rows),
+        aten.exp.default: 2 * rows,
+    }
+    assert cost.bytes_without_products == 11 * rows
+    assert (cost.saved, cost.saved_with_input) == (rows, 2 * rows)
+
+
+def test_one_norm_is_one_operation_as_on_cuda() -> None:
+    def calls() -> list[str]:
+        x, weight = torch.ones(2, 8, requires_grad=True), torch.ones(8)
+        with block.Traffic() as traffic:
+            torch.autograd.grad(F.rms_norm(x, (8,), weight, 1e-5), x, torch.ones(2, 8))
+        return [str(operation) for operation in traffic.calls if "ones" not in str(operation)]
+
+    with block.as_on_cuda():
+        assert calls() == ["aten._fused_rms_norm.default", "aten._fused_rms_norm_backward.default"]
+    assert len(calls()) > 2
+
+
+def test_a_layer_of_llama_against_that_of_transformers(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(model="llama_7b", sequence_length=4096, peers=str(tmp_path))
+    result = block.measure(arguments)
+    assert all(bar.holds for bar in result.bars)
+    amounts = {(row["what"], row["contender"]): row["amount"] for row in result.rows}
+    hidden, intermediate = (2 * 4096 * width / 1e9 for width in (4096, 11008))
+    # Each norm's input in fp32, its output before and after the weight; q, k, v, what attention gives; the MLP's four.
+    expected = 2 * (2 + 1 + 1) * hidden + 4 * hidden + 4 * intermediate
+    assert amounts["GB saved", block_peers.TRANSFORMERS] == pytest.approx(expected, rel=2e-3)
+    # Norms' outputs, qkv, what attention gives, the residual stream between; gate and up, and their product.
+    assert amounts["GB saved", block_peers.OURS] == pytest.approx(7 * hidden + 3 * intermediate, rel=2e-3)
 
 
 @pytest.mark.distributed
