@@ -16,6 +16,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from megatrain.data_config import DataConfig, PhaseConfig
+from megatrain.resilience_config import ResilienceConfig
 
 
 class Precision(Enum):
@@ -396,18 +397,6 @@ class LaunchConfig:
     """HOST:PORT of one of the nodes, where they meet; needed with more than one."""
     max_idle_share: float = 0.05
     """Largest share of a step's sample slots that may stay empty where the global batch doesn't divide."""
-
-
-@dataclass
-class ResilienceConfig:
-    """How a run notices that a rank is dead or hangs."""
-
-    heartbeat_seconds: float = 5.0
-    """How often each rank gives a sign of life and looks for the others'."""
-    timeout_seconds: float = 600.0
-    """How long a rank may be silent, or its main thread may stand still before the run is ended: while reading a batch,
-    computing, updating, evaluating a micro-batch, saving a tensor. Three times as long in the first step of a start.
-    At least four heartbeats."""
 
 
 @dataclass

@@ -40,7 +40,7 @@ LAYERS = (
     "parallel data_prep",
     "resilience kernels batch compose model.spec schedule data.format command_config",
     "config",
-    "device storage data_config",
+    "device storage data_config resilience_config",
     "errors",
 )
 """The parts of megatrain, the highest first. A part imports from lower lines only: never upwards, never from its own
@@ -55,7 +55,8 @@ ONLY = {
 """Parts that may import less than what lies below them."""
 
 WITHOUT_TORCH = (
-    "__main__ launcher checks layout compose config data_config command_config errors model.spec model.partition",
+    "__main__ launcher checks layout compose config data_config resilience_config command_config errors",
+    "model.spec model.partition",
     "objectives observe.records observe.report schedule storage parallel.schedules",
     "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",
     "checkpoint.huggingface.config checkpoint.huggingface.keys",

@@ -1,0 +1,17 @@
+"""The typed configuration of how a run meets failures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ResilienceConfig:
+    """How a run notices that a rank is dead or hangs."""
+
+    heartbeat_seconds: float = 5.0
+    """How often each rank gives a sign of life and looks for the others'."""
+    timeout_seconds: float = 600.0
+    """How long a rank may be silent, or its main thread may stand still before the run is ended: while reading a batch,
+    computing, updating, evaluating a micro-batch, saving a tensor. Three times as long in the first step of a start.
+    At least four heartbeats."""
