@@ -25,11 +25,15 @@ from megatrain.checkpoint.background import BackgroundSaver
 from megatrain.checkpoint.snapshot import Snapshot
 from megatrain.config import (
     ActivationCheckpointing,
+    AttentionKernel,
     DeepSpeedConfig,
     EngineConfig,
     EvaluationConfig,
     FsdpConfig,
     FsdpShard,
+    Kernel,
+    KernelsConfig,
+    LossKernel,
     ParallelConfig,
     Precision,
     TrainConfig,
@@ -63,8 +67,13 @@ LAYOUTS = {
     "tp-1f1b": ParallelConfig(tensor=4, pipeline=2),
     "tp-interleaved": ParallelConfig(tensor=2, pipeline=2, virtual_stages=2, schedule="interleaved_1f1b"),
     "replicate": ParallelConfig(replicate=2),
+    "triton": ParallelConfig(),
 }
 RECOMPUTED = "tp-interleaved"
+KERNELS = {
+    "triton": KernelsConfig(AttentionKernel.triton, Kernel.triton, Kernel.triton, Kernel.triton, LossKernel.triton)
+}
+"""PyTorch's own in the other layouts."""
 MODEL = replace(samples.MODEL, num_layers=4)
 RUNS = [
     f"{engine} {precision.value} {layout}"
@@ -127,7 +136,11 @@ def train(rank: int, runs: list[str]) -> dict[str, Any]:
 def train_in(engine: EngineConfig, precision: Precision, layout: str, mesh: Mesh) -> dict[str, Any]:
     recompute = ActivationCheckpointing.full if layout == RECOMPUTED else ActivationCheckpointing.none
     parallel = LAYOUTS[layout]
-    model = chunks(TrainConfig(model=MODEL, parallel=parallel, activation_checkpointing=recompute), mesh, TORCH)
+    model = chunks(
+        TrainConfig(model=MODEL, parallel=parallel, activation_checkpointing=recompute),
+        mesh,
+        KERNELS.get(layout, TORCH),
+    )
     real = samples.batch(samples=4, sequence_length=32, seed=0)
     with fake_gpu.tensors() as (mode, host), tempfile.TemporaryDirectory() as folder:
         # As the loader gives them: in pinned memory, micro-batches being views of the step's.
