@@ -9,6 +9,7 @@ from torch import Generator
 
 from megatrain.kernels.rotary import configs, op, reference
 from megatrain.kernels.verify.case import Case, Compilation
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 
 def case(generator: Generator, groups: int, group: int, rotated: int, half: int, dtype: torch.dtype) -> Case:
@@ -33,7 +34,7 @@ def cases(generator: Generator) -> Iterator[Case]:
                 yield case(generator, groups, group, rotated, half, dtype)
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Both ways in bf16, of packed projections with a query and with four queries a key."""
     for half, group in ((64, 3), (64, 6), (32, 6)):
         per_program, block = configs.tile(half)
@@ -50,6 +51,6 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
                     "HEADS": per_program,
                     "BLOCK": block,
                 },
-                num_warps=configs.WARPS,
-                instructions=("LDG.E.128", "STG.E.128"),
+                num_warps=TARGETS[target].warps(configs.THREADS),
+                instructions=(WIDE_LOAD, WIDE_STORE),
             )
