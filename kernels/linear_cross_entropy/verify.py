@@ -17,6 +17,7 @@ from megatrain.kernels.verify.case import (
     generator_of,
     size_between,
 )
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 HIDDEN = 16
 
@@ -65,7 +66,7 @@ def random_case(draw: Random, size: int) -> Case:
     return case(generator_of(draw), tokens, vocabulary, dtype, draw.choice((0, vocabulary)), draw.choice((0, 4, 12)))
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Both kernels in bf16."""
     vectors = dict.fromkeys(("lse", "of_target", "dlse", "dof_target"), "*fp32")
     integers = dict.fromkeys(("width", "first", "count"), "i32")
@@ -76,6 +77,6 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
             types={"logits": "*bf16", "targets": "*i32", **vectors, **integers},
             constants={"BLOCK": block},
             divisible=("width", "count"),
-            num_warps=configs.WARPS,
-            instructions=("LDG.E.128",) if kernel == "forward" else ("LDG.E.128", "STG.E.128"),
+            num_warps=TARGETS[target].warps(configs.THREADS),
+            instructions=(WIDE_LOAD,) if kernel == "forward" else (WIDE_LOAD, WIDE_STORE),
         )

@@ -10,6 +10,7 @@ from torch import Generator
 
 from megatrain.kernels.rotary import configs, op, reference
 from megatrain.kernels.verify.case import DTYPES, Case, Compilation, generator_of, size_between
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 
 def case(
@@ -45,7 +46,7 @@ def random_case(draw: Random, size: int) -> Case:
     return case(generator_of(draw), groups, group, rotated, half, draw.choice(DTYPES), positions)
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Both ways in bf16, of packed projections with a query and with four queries a key."""
     for half, group in ((64, 3), (64, 6), (32, 6)):
         per_program, block = configs.tile(half)
@@ -62,6 +63,6 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
                     "HEADS": per_program,
                     "BLOCK": block,
                 },
-                num_warps=configs.WARPS,
-                instructions=("LDG.E.128", "STG.E.128"),
+                num_warps=TARGETS[target].warps(configs.THREADS),
+                instructions=(WIDE_LOAD, WIDE_STORE),
             )
