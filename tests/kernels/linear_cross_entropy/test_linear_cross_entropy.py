@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatrain.kernels.linear_cross_entropy import configs, op
 from megatrain.kernels.linear_cross_entropy.verify import case
-from megatrain.kernels.verify.interpreter import check, relative
+from megatrain.kernels.verify.interpreter import check
+from megatrain.kernels.verify.measure import relative
 from tests.kernels.operations import check_everywhere
 
 pytestmark = pytest.mark.kernels
