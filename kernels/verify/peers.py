@@ -242,12 +242,13 @@ def swiglu(shape: Shape, where: torch.device) -> Race:
 
 
 def _trained(function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor) -> Contender:
-    """A function with the gradients of all its inputs. Its first output is the result."""
+    """A function with the gradients of all its inputs. Only outputs that have one count; the first is the result."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
 
     def forward() -> list[Tensor]:
         outputs = function(*leaves)
-        return [output for output in (outputs if isinstance(outputs, tuple) else (outputs,)) if output is not None]
+        every = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [output for output in every if output is not None and output.requires_grad]
 
     def both() -> None:
         torch.autograd.grad(forward(), leaves, given)
