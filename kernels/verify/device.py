@@ -188,18 +188,16 @@ def run(kernels: Sequence[str], shapes: int, seed: int, stamp: bool) -> int:
     try:
         if stamp and shapes < LEAST_SHAPES:
             raise ValueError(f"--shapes {shapes}: a stamp takes at least {LEAST_SHAPES}; fewer go with --no-stamp")
-        machine = this_gpu()
         if stamp:
             for kernel in kernels:
                 stamps.require_writable(kernel)
+        machine = this_gpu()
     except (ValueError, PermissionError) as error:
         print(f"verify device: {error}", file=sys.stderr)
         return 2
     torch.set_float32_matmul_precision("highest")
     print(f"{machine.name}, {machine.architecture}, triton {version('triton')}, torch {torch.__version__}")
-    print(
-        f"times: Llama 7B, {LLAMA_7B.batch} x {LLAMA_7B.sequence} tokens, bf16; median (a tenth is below, a tenth above)"
-    )
+    print(f"times: Llama 7B, {LLAMA_7B.batch} x {LLAMA_7B.sequence} tokens, bf16; medians (10th to 90th percentile)")
     found = [line for kernel in kernels for line in verify(kernel, machine, shapes, seed, stamp)]
     for line in found:
         print(line, file=sys.stderr)

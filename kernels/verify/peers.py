@@ -80,11 +80,11 @@ class Race:
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, contender: Contender) -> None:
-        """Raises KernelError where its result differs from ours, which comes first."""
+        """Adds one, ours first. Raises KernelError where its result differs from ours."""
         ours = self.contenders.get(OURS, contender).result
         apart = relative(contender.result.reshape(ours.shape), ours)
         if not apart <= AGREEMENT:
-            raise KernelError(f"its result is {apart:.1e} apart from ours")
+            raise KernelError(f"{name}'s result is {apart:.1e} apart from ours")
         self.contenders[name] = contender
 
     def add_installed(self, name: str, function: str, make: Callable[[Any], Contender]) -> None:

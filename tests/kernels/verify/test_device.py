@@ -122,6 +122,14 @@ def test_what_cannot_be_verified_is_one_line(arguments: tuple[str, ...], error: 
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"verify device: {error}\n")
 
 
+def test_a_place_for_stamps_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    ended = verify_device(MEGATRAIN_STAMPS=str(file / "stamps"))
+    error = f"{file} can't be written; set MEGATRAIN_STAMPS to a folder for stamps that all nodes see"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"verify device: {error}\n")
+
+
 @pytest.mark.gpu
 @pytest.mark.timeout(1500)
 def test_every_kernel_on_a_gpu(own_stamps: Path) -> None:
