@@ -18,6 +18,7 @@ import os
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGE = "megatrain.kernels"
@@ -52,10 +53,10 @@ def missing(kernel: str, arch: str) -> str | None:
     except PackageNotFoundError:
         return f"{kernel} has no stamp, for triton isn't installed"
     how = f"run `python -m megatrain.kernels.verify device --kernel {kernel}` on such a GPU"
-    stamps = [stamp for file in _files(kernel) for stamp in _read(file) if (stamp.arch, stamp.triton) == (arch, triton)]
+    stamps = [stamp for file in _files(kernel) for stamp in _read(file) if _key(stamp) == (arch, triton)]
     if not stamps:
         return f"{kernel} has no stamp for {arch} with triton {triton}: {how}"
-    if source_hash(kernel) not in {stamp.sources for stamp in stamps}:
+    if source_hash(kernel) not in {stamp["sources"] for stamp in stamps}:
         return f"{kernel} has changed since its stamp for {arch} with triton {triton}: {how}"
     return None
 
@@ -63,11 +64,11 @@ def missing(kernel: str, arch: str) -> str | None:
 def write(kernel: str, stamp: Stamp) -> Path:
     """Puts a stamp in the place of what was there for its architecture and triton; the file."""
     file = written_file(kernel)
-    others = [other for other in _read(file) if (other.arch, other.triton) != (stamp.arch, stamp.triton)]
-    stamps = sorted([*others, stamp], key=lambda stamp: (stamp.arch, stamp.triton))
+    new = asdict(stamp)
+    stamps = sorted([new, *(other for other in _read(file) if _key(other) != _key(new))], key=_key)
     file.parent.mkdir(parents=True, exist_ok=True)
     complete = file.with_suffix(f".{os.getpid()}")
-    complete.write_text(json.dumps([asdict(stamp) for stamp in stamps], indent=1) + "\n")
+    complete.write_text(json.dumps(stamps, indent=1) + "\n")
     complete.replace(file)  # Whoever reads sees the old file or the new one.
     return file
 
@@ -82,7 +83,7 @@ def require_writable(kernel: str) -> None:
     folder = written_file(kernel).parent
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK):
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} can't be written; set {VARIABLE} to a folder for stamps that all nodes see")
 
 
@@ -126,5 +127,11 @@ def _files(kernel: str) -> list[Path]:
     return [FOLDER / kernel / "stamps.json", *([Path(own) / f"{kernel}.json"] if own else [])]
 
 
-def _read(file: Path) -> list[Stamp]:
-    return [Stamp(**fields) for fields in json.loads(file.read_text())] if file.is_file() else []
+def _read(file: Path) -> list[dict[str, Any]]:
+    """A file's stamps, as asdict gave them."""
+    stamps: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    return stamps
+
+
+def _key(stamp: dict[str, Any]) -> tuple[str, str]:
+    return stamp["arch"], stamp["triton"]

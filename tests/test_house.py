@@ -61,7 +61,7 @@ WITHOUT_TORCH = (
     "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",
     "checkpoint.huggingface.config checkpoint.huggingface.keys",
     "data.cache data.format data.mixture data.order data.prefetch data.reader data.remote data.remote_folder",
-    "data.samples data.sequences data.slots data.state data_prep.* resilience.*",
+    "data.samples data.sequences data.slots data.state data_prep.* resilience.* kernels.stamps",
 )
 """What answers before torch is there: the command line and its checks, the offline stage, the parts of
 a run that only read and write files."""

@@ -41,6 +41,7 @@ def case(
         operation=_fused,
         reference=_eager,
         inputs={"q": q, "k": k, "v": v, "start": start, "end": end},
+        shared=head_dim,  # A query's sum of output and gradient is in all of the query's gradient.
     )
 
 

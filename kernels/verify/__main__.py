@@ -4,7 +4,7 @@
     python -m megatrain.kernels.verify aot [--kernel norm] [--target sm_90] [--update]
     python -m megatrain.kernels.verify device [--kernel norm] [--shapes 2000] [--seed 0] [--no-stamp]
 
-Prints a line for each case or compilation; exits 1 where one is wrong.
+Prints a line for each case or compilation; exits 1 where one is wrong, 2 where it can't be looked at.
 """
 
 from __future__ import annotations

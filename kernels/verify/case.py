@@ -33,6 +33,7 @@ class Case:
     operation, reference: functions of the same inputs, by position, that give the same outputs. The reference follows
         the dtype of its inputs, so that it is the truth in fp64, and in bf16 what the kernel has to be as good as.
     inputs: by name; of those whose dtype is floating, gradients are compared too, but for the names in `constant`.
+    shared: how many elements of a result have one rounding error in common, which then averages out less.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     reference: Callable[..., tuple[Tensor, ...]]
     inputs: Mapping[str, Tensor]
     constant: frozenset[str] = frozenset()
+    shared: int = 1
 
     @property
     def differentiated(self) -> tuple[str, ...]:

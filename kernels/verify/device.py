@@ -31,6 +31,9 @@ from megatrain.kernels.verify.peers import LLAMA_7B, Race, Shape, race
 SIZE = 2**20
 """About as many elements has the largest tensor of a random shape."""
 
+LEAST_SHAPES = 1000
+"""What a stamp takes."""
+
 ROUNDS = 30
 WARM_UP = 3
 
@@ -119,6 +122,9 @@ def check_shapes(kernel: str, machine: Machine, shapes: int, seed: int, size: in
         except KernelError as error:
             found.append(f"{kernel}: shape {i} of seed {seed}, {case.name}: {error}")
             continue
+        except Exception as error:  # A launch that failed, after which the GPU is of no more use to this process.
+            error.add_note(f"{kernel}: shape {i} of seed {seed}, {case.name}")
+            raise
         if share >= worst:
             worst, where = share, case.name
     if found:
@@ -141,8 +147,9 @@ def measure(kernel: str, race: Race, clock: Clock) -> dict[str, float]:
             low, high = ordered[tenth] * 1e3, ordered[-1 - tenth] * 1e3
             medians[name] = median(ordered) * 1e3
             rate = work / (median(ordered) * SCALES[race.unit])
-            times = f"{medians[name]:9.3f} ms  ({low:.3f} to {high:.3f})"
-            print(f"{kernel}, {race.task}: {title:<7}  {name:<12} {times:<36} {rate:8.1f} {race.unit}", flush=True)
+            spread = f"({low:.3f} to {high:.3f})"
+            row = f"{f'{kernel}, {race.task}':<46} {title:<8} {name:<13} {medians[name]:8.3f} ms {spread:<20}"
+            print(f"{row} {rate:8.1f} {race.unit}", flush=True)
     for name, why in race.absent.items():
         print(f"{kernel}: without {name}: {why}", flush=True)
     return medians
@@ -179,15 +186,18 @@ def run(kernels: Sequence[str], shapes: int, seed: int, stamp: bool) -> int:
     # Products of cuBLAS, which are a part of some operations, have the same bits beside another stream only so.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
-        machine = this_gpu()
+        if stamp and shapes < LEAST_SHAPES:
+            raise ValueError(f"--shapes {shapes}: a stamp takes at least {LEAST_SHAPES}; fewer go with --no-stamp")
         if stamp:
             for kernel in kernels:
                 stamps.require_writable(kernel)
+        machine = this_gpu()
     except (ValueError, PermissionError) as error:
         print(f"verify device: {error}", file=sys.stderr)
         return 2
     torch.set_float32_matmul_precision("highest")
-    print(f"{machine.name}, {machine.architecture}, triton {version('triton')}, torch {torch.__version__}", flush=True)
+    print(f"{machine.name}, {machine.architecture}, triton {version('triton')}, torch {torch.__version__}")
+    print(f"times: Llama 7B, {LLAMA_7B.batch} x {LLAMA_7B.sequence} tokens, bf16; medians (10th to 90th percentile)")
     found = [line for kernel in kernels for line in verify(kernel, machine, shapes, seed, stamp)]
     for line in found:
         print(line, file=sys.stderr)

@@ -82,25 +82,25 @@ class Measured:
     """Relative L2 errors to fp64 of one output or gradient.
 
     kernel: of the kernel. eager: of the reference in the same dtype. least: of the truth rounded to that dtype.
-    all_fp32: whether no input is of a narrower dtype. elements: of the tensor.
+    all_fp32: whether no input is of a narrower dtype. independent: how many rounding errors there are.
     """
 
     kernel: float
     eager: float
     least: float
     all_fp32: bool
-    elements: int
+    independent: int
 
     @property
     def bound(self) -> float:
         """What the kernel may have: 1e-6 where all is fp32; with bf16, what eager has.
 
-        Eager and kernel round at different places, so of n elements either's error is the larger by chance, by about
+        Eager and kernel round at different places, so of n errors either's sum is the larger by chance, by about
         1 / sqrt(n) of it; twice that is allowed.
         """
         if self.all_fp32:
             return FP32_BOUND
-        chance: float = 2 * self.elements**-0.5
+        chance: float = 2 * self.independent**-0.5
         return max(FP32_BOUND, (1 + chance) * max(self.eager, self.least))
 
 
@@ -141,7 +141,7 @@ def compare(case: Case, runs: Sequence[Mapping[str, Tensor]], where: torch.devic
             raise KernelError(f"{name} has other bits when run again")
         least = relative(truth[name].to(value.dtype), truth[name])
         errors = relative(value, truth[name]), relative(eager[name], truth[name]), least
-        result[name] = Measured(*errors, all_fp32, value.numel())
+        result[name] = Measured(*errors, all_fp32, max(1, value.numel() // case.shared))
         if not result[name].kernel <= result[name].bound:  # NaN is no error that is small
             raise KernelError(f"{name} is off by {result[name].kernel:.2e}, above {result[name].bound:.2e}")
     return result

@@ -80,11 +80,11 @@ class Race:
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, contender: Contender) -> None:
-        """Raises KernelError where its result differs from ours, which comes first."""
+        """Adds one, ours first. Raises KernelError where its result differs from ours."""
         ours = self.contenders.get(OURS, contender).result
         apart = relative(contender.result.reshape(ours.shape), ours)
         if not apart <= AGREEMENT:
-            raise KernelError(f"its result is {apart:.1e} apart from ours")
+            raise KernelError(f"{name}'s result is {apart:.1e} apart from ours")
         self.contenders[name] = contender
 
     def add_installed(self, name: str, function: str, make: Callable[[Any], Contender]) -> None:
@@ -166,10 +166,13 @@ def norm(shape: Shape, where: torch.device) -> Race:
         summed = x + residual
         return F.rms_norm(summed, (shape.hidden,), weight, EPS), summed
 
+    def ours(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return norm_op.rms_norm(x, residual, weight, EPS)
+
     leaves, moved = (x, residual, weight), x.nbytes
     # Two tensors in and two out; then two gradients and the sum in, and one gradient out.
     race = Race(f"RMSNorm + residual, {shape.hidden}", 4 * moved, 8 * moved, "GB/s")
-    race.add(OURS, _trained(lambda *leaves: norm_op.rms_norm(*leaves, EPS), *leaves))
+    race.add(OURS, _trained(ours, *leaves))
     race.add(TORCH, _trained(pytorch, *leaves))
     race.add_installed(
         LIGER,
@@ -239,12 +242,13 @@ def swiglu(shape: Shape, where: torch.device) -> Race:
 
 
 def _trained(function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor) -> Contender:
-    """A function with the gradients of all its inputs. Its first output is the result."""
+    """A function with the gradients of all its inputs. Only outputs that have one count; the first is the result."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
 
     def forward() -> list[Tensor]:
         outputs = function(*leaves)
-        return [output for output in (outputs if isinstance(outputs, tuple) else (outputs,)) if output is not None]
+        every = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [output for output in every if output is not None and output.requires_grad]
 
     def both() -> None:
         torch.autograd.grad(forward(), leaves, given)

@@ -64,7 +64,7 @@ def test_a_kernel_that_passes_is_stamped(kernel: str, own_stamps: Path, capsys: 
     assert set(stamp["milliseconds"]) >= {"megatrain", "torch"}
     first, *rows, last = capsys.readouterr().out.splitlines()
     assert re.match(rf"{kernel}: 6 shapes are right; the worst has 0\.\d\d of its bound: ", first)
-    row = rf"{kernel}, .*: (forward|both) +(megatrain|torch) +\d+\.\d{{3}} ms +\(.* to .*\) +\d+\.\d (GB|TFLOP)/s"
+    row = rf"{kernel}, .* (forward|both) +(megatrain|torch) +\d+\.\d{{3}} ms \(.* to .*\) +\d+\.\d (GB|TFLOP)/s"
     assert [bool(re.fullmatch(row, line)) for line in rows[:4]] == [True] * 4
     assert last == f"{kernel}: stamped in {own_stamps / kernel}.json"
 
@@ -106,28 +106,42 @@ def test_no_stamp_where_none_is_wanted(own_stamps: Path) -> None:
 def verify_device(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatrain.kernels.verify", "device", *arguments]
     environment = os.environ | variables
-    return subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1400, check=False, env=environment)
 
 
-def test_without_a_gpu_it_says_so() -> None:
-    ended = verify_device(CUDA_VISIBLE_DEVICES="")
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "verify device: it needs a GPU that Triton compiles for, and there is none here\n"
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), "it needs a GPU that Triton compiles for, and there is none here"),
+        (("--shapes", "999"), "--shapes 999: a stamp takes at least 1000; fewer go with --no-stamp"),
+    ],
+    ids=["no GPU", "few shapes"],
+)
+def test_what_cannot_be_verified_is_one_line(arguments: tuple[str, ...], error: str) -> None:
+    ended = verify_device(*arguments, CUDA_VISIBLE_DEVICES="")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"verify device: {error}\n")
+
+
+def test_a_place_for_stamps_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    ended = verify_device(MEGATRAIN_STAMPS=str(file / "stamps"))
+    error = f"{file} can't be written; set MEGATRAIN_STAMPS to a folder for stamps that all nodes see"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"verify device: {error}\n")
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(1500)
 def test_every_kernel_on_a_gpu(own_stamps: Path) -> None:
-    ended = verify_device("--shapes", "50")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    ended = verify_device("--shapes", "50", "--no-stamp")
+    assert ended.returncode == 0, ended.stderr
     for kernel in KERNELS:
         assert f"{kernel}: 50 shapes are right; " in ended.stdout
-        (stamp,) = json.loads((own_stamps / f"{kernel}.json").read_text())
-        assert stamps.missing(kernel, stamp["arch"]) is None
+    assert not own_stamps.exists()
 
 
 @pytest.mark.gpu
 def test_what_is_interpreted_says_nothing_of_a_gpu() -> None:
     ended = verify_device(TRITON_INTERPRET="1")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("verify device: unset TRITON_INTERPRET: ")
+    assert ended.stderr.splitlines()[-1].startswith("verify device: unset TRITON_INTERPRET: ")
