@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
+# For suites whose tests start no ranks and measure no time. A file's tests stay together, for they share what they made.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos test-models test-gpu lint format docs benchmarks clean
 
@@ -16,12 +18,12 @@ test: test-fast test-kernels test-distributed test-slurm test-deaths $(if $(shel
 test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
-	$(PYTEST) -m "not kernels and not distributed and not slurm and not gpu and not long"
+	$(PYTEST) $(PARALLEL) -m "not kernels and not distributed and not slurm and not gpu and not long"
 
 # Triton reads it when it is imported; what compiles does so in processes of its own.
 test-kernels: export TRITON_INTERPRET = 1
 test-kernels: $(VENV)/installed  ## Triton kernels without a GPU: in the interpreter, and compiled for sm_80, sm_90, sm_100, gfx942
-	$(PYTEST) -m "kernels and not gpu and not long"
+	$(PYTEST) $(PARALLEL) -m "kernels and not gpu and not long"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo
 	$(PYTEST) -m "distributed and not kernels and not chaos and not gpu and not long"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 from megatrain import device
 from megatrain.config import AttentionKernel, Kernel, KernelsConfig, LossKernel, ModelConfig, Precision
@@ -76,7 +76,7 @@ def _obstacle(kernel: str, model: ModelConfig, precision: Precision, architectur
     """Why Triton's kernel can't run here, if so."""
     if precision is Precision.fp64:
         return "kernels compute in fp32, which precision=fp64 isn't"
-    if find_spec("triton") is None:
+    if _triton() is None:
         return "triton isn't installed"
     size = head_dim(model)
     if kernel == "attention" and (size % 8 or size > MAX_HEAD_DIM):
@@ -85,7 +85,16 @@ def _obstacle(kernel: str, model: ModelConfig, precision: Precision, architectur
         return (
             None if os.environ.get("TRITON_INTERPRET") == "1" else "it needs a GPU, or TRITON_INTERPRET=1 to be tried"
         )
-    known = [f"sm_{arch}" for arch in configs.ARCHITECTURES]
-    if kernel == "attention" and architecture not in known:
-        return f"this GPU is {architecture}, the kernel is for {', '.join(known)}"
+    if kernel == "attention" and architecture not in configs.ARCHITECTURES:
+        return f"this GPU is {architecture}, the kernel is for {', '.join(configs.ARCHITECTURES)}"
+    if kernel == "attention" and _triton() != configs.TRITON:
+        return f"triton {_triton()} is installed, the kernel's tiles are for {configs.TRITON}"
     return None
+
+
+def _triton() -> str | None:
+    """The version that is installed. Imports nothing."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from megatrain.kernels import stamps
 from megatrain.kernels.attention import flash
 from megatrain.model.choice import TORCH, choose
 from tests import samples
+from tests.kernels.attention.flash_in_torch import Module
 
 AUTO = KernelsConfig()
 KERNELS = ("attention", "norm", "rotary", "swiglu", "linear_cross_entropy")
@@ -32,6 +34,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         versions = {"flash-attn": package} if package else {}
         monkeypatch.setattr(flash.Library, "installed", lambda library: versions.get(library.package))
+        monkeypatch.setitem(sys.modules, "flash_attn", Module("flash_attn", returns_lse=False))
 
     return pretend
 
