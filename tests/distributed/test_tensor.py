@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
 from megatrain.batch import IGNORE
+from megatrain.kernels.linear_cross_entropy.op import losses as losses_of
+from megatrain.kernels.linear_cross_entropy.reference import of_logits
 from megatrain.parallel.tensor import (
     ALONE,
     TensorParallel,
@@ -23,6 +26,8 @@ from megatrain.parallel.tensor import (
     scatter_sequence,
     sum_shared_rows,
     summed_gradient,
+    vocabulary_range,
+    whole_vocabulary,
 )
 from tests.distributed import checking
 from tests.distributed.pool import Pool
@@ -274,7 +279,19 @@ def targets_of(rows: int, vocab_size: int) -> Tensor:
     return targets
 
 
-def both(logits: Tensor, targets: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def by_parts(logits: Tensor, targets: Tensor, vocab_size: int, tensor: TensorParallel) -> Tensor:
+    """The same from what is known of each rank's part of the vocabulary."""
+    ids = vocabulary_range(logits.shape[1], vocab_size, tensor)
+    parts = of_logits(logits, targets, ids.start, len(ids))
+    return losses_of(*whole_vocabulary(*parts, tensor), targets, IGNORE)
+
+
+Losses = Callable[[Tensor, Tensor, int, TensorParallel], Tensor]
+
+
+def both(
+    logits: Tensor, targets: Tensor, width: int, function: Losses = cross_entropy
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses and this rank's gradient of the logits; and the same of one process."""
     tensor, counts = place(), random(len(logits), seed=6)
     whole = logits.clone().requires_grad_()
@@ -284,7 +301,7 @@ def both(logits: Tensor, targets: Tensor, width: int) -> tuple[Tensor, Tensor, T
     torch.autograd.backward((wanted * counts).sum())
     part = columns(logits, tensor, width).requires_grad_()
     with collectives() as seen:
-        losses = cross_entropy(part, targets, logits.shape[1], tensor)
+        losses = function(part, targets, logits.shape[1], tensor)
     kind = str(losses.dtype).removeprefix("torch.")
     assert seen == [f"all_reduce max {kind} {len(logits)}", f"all_reduce sum {kind} {2 * len(logits)}"]
     with collectives() as seen:
@@ -301,8 +318,9 @@ def widths() -> list[Tensor]:
     found = []
     size = dist.get_world_size()
     for vocab_size, width in ((VOCABULARY, -(-VOCABULARY // size)), (VOCABULARY, 140), (5, 4), (1, 3), (4 * size, 4)):
-        for targets in (targets_of(9, vocab_size), torch.full((9,), IGNORE)):
-            losses, wanted, gradient, of_whole = both(random(9, vocab_size, seed=7), targets, width)
+        ignored = torch.full((9,), IGNORE)
+        for function, targets in product((cross_entropy, by_parts), (targets_of(9, vocab_size), ignored)):
+            losses, wanted, gradient, of_whole = both(random(9, vocab_size, seed=7), targets, width, function)
             torch.testing.assert_close(losses, wanted, rtol=TINY, atol=TINY)
             torch.testing.assert_close(gradient, of_whole, rtol=TINY, atol=TINY)
             assert torch.equal(losses[targets == IGNORE], losses.new_zeros(int((targets == IGNORE).sum())))
@@ -313,7 +331,7 @@ def widths() -> list[Tensor]:
 @pytest.mark.parametrize("ranks", SIZES)
 def test_every_division_of_a_vocabulary_gives_the_same_losses(pool: Pool, ranks: int) -> None:
     first, *others = pool.run(widths, ranks=ranks)
-    assert len(first) == 10
+    assert len(first) == 20
     for found in others:
         assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True)), "other bits on another rank"
 
