@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from megatrain.kernels.swiglu import configs, op, reference
-from megatrain.kernels.verify.case import Case, Compilation
+from megatrain.kernels.verify.case import Case, Compilation, Launch, Pass, Shape, Work
 
 
 def case(generator: Generator, rows: int, width: int, dtype: torch.dtype) -> Case:
@@ -40,3 +40,13 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
             num_warps=configs.WARPS,
             instructions=("LDG.E.128", "STG.E.128"),
         )
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """A program for each row and block of its columns; nothing is read again."""
+    rows, width = shape.tokens, shape.intermediate
+    programs = rows * -(-width // configs.BLOCK)
+    for kernel, tensors_in, tensors_out in (("forward", 2, 1), ("backward", 3, 2)):
+        least = Work(read=tensors_in * 2 * rows * width, written=tensors_out * 2 * rows * width)
+        work = least + Work(exponentials=programs * configs.BLOCK)
+        yield Pass(f"swiglu {kernel}", least, (Launch(kernel, work, f"swiglu {kernel}", programs, once=programs),))

@@ -2,6 +2,7 @@
 
     python -m megatrain.kernels.verify interpreter [--kernel norm] [--seed 0]
     python -m megatrain.kernels.verify aot [--kernel norm] [--target sm_90] [--update]
+    python -m megatrain.kernels.verify roofline [--kernel norm] [--target sm_90]
 
 Prints a line for each case or compilation; exits 1 where one is wrong.
 """
@@ -14,7 +15,7 @@ import sys
 
 import torch
 
-from megatrain.kernels.verify import aot
+from megatrain.kernels.verify import aot, roofline
 from megatrain.kernels.verify.case import KERNELS, verifiable
 
 
@@ -47,12 +48,18 @@ def main() -> int:
     compiles = commands.add_parser("aot", help="registers, stack, shared memory and instructions of compiled kernels")
     compiles.add_argument("--target", choices=aot.SHARED_MEMORY, help="all by default")
     compiles.add_argument("--update", action="store_true", help="take what is compiled now for the budgets")
-    for command in (numbers, compiles):
+    predicts = commands.add_parser("roofline", help="bytes and FLOPs against the least, and predicted times")
+    predicts.add_argument("--target", choices=roofline.GPUS, help="all by default")
+    for command in (numbers, compiles, predicts):
         command.add_argument("--kernel", choices=KERNELS, help="all by default")
     options = parser.parse_args()
     kernels = [options.kernel] if options.kernel else KERNELS
     if options.command == "interpreter":
         found = [line for kernel in kernels for line in interpreter(kernel, options.seed)]
+    elif options.command == "roofline":
+        for target in [options.target] if options.target else roofline.GPUS:
+            roofline.run(kernels, target)
+        found = []
     else:
         print(aot.HEADER)
         targets = [options.target] if options.target else list(aot.SHARED_MEMORY)
