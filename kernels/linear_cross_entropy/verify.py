@@ -70,7 +70,7 @@ def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noq
     turns = -(-width // configs.FORWARD_BLOCK)
     least = Work(read=rows * (2 * width + 4), written=rows * 8)
     work = least + Work(again=rows * 2, exponentials=rows * turns * (configs.FORWARD_BLOCK + 1))
-    launch = Launch("forward", work, "linear_cross_entropy forward", programs=rows, once=rows * turns)
+    launch = Launch("forward", work, "linear_cross_entropy forward", rows, once=rows, turns=rows * turns)
     yield Pass("linear_cross_entropy forward, from logits", least, (launch,))
     blocks = -(-width // configs.BACKWARD_BLOCK)
     vectors = 16  # Of each row: the target, the log-sum-exp, and the gradients of both outputs.

@@ -133,7 +133,8 @@ def norm_passes(
             moved + Work(again=(programs - 1) * weight, written=partial),
             f"{name} backward",
             programs,
-            once=programs * -(-share // configs.backward(width).rows),
+            once=programs,
+            turns=programs * -(-share // configs.backward(width).rows),
         ),
         Launch("sum over programs", Work(read=partial, written=weights)),
     )

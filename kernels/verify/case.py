@@ -114,7 +114,7 @@ class Launch:
 
     name: which. compilation: the name of the Compilation that runs; None: PyTorch's own kernel, known by its work
     alone. programs: of all launches. once, turns: how often a program's instructions are issued, summed over programs:
-    those of its shortest loop with matrix products `turns` times, all others at most `once` times.
+    those of its shortest loop (compiler.Resources) `turns` times, all others at most `once` times.
     """
 
     name: str
