@@ -18,9 +18,9 @@ ALIGNMENT = 16
 
 
 @cache
-def _architecture() -> int:
+def _architecture() -> str:
     target = triton.runtime.driver.active.get_current_target()
-    return int(target.arch) if target.backend == "cuda" else 0
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
 def tiles(q: Tensor) -> configs.Tiles:

@@ -10,8 +10,7 @@ from torch import Generator, Tensor
 from megatrain.kernels.attention import configs, op, reference, work
 from megatrain.kernels.attention.configs import Tile, Tiles
 from megatrain.kernels.verify.case import INTERPRETER, Case, Compilation, Pass, Shape
-
-MATRIX_PRODUCT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+from megatrain.kernels.verify.targets import BULK_LOAD, BULK_STORE, MATRIX_PRODUCT, WIDE_LOAD, WIDE_STORE
 
 FLOPS_PER_CYCLE = {"sm_80": 2048, "sm_90": 4096}
 """Dense bf16 products of a multiprocessor (NVIDIA's A100 and H100 architecture papers)."""
@@ -84,12 +83,12 @@ def cases(generator: Generator) -> Iterator[Case]:
 
 
 def compilations(target: str) -> Iterator[Compilation]:
-    """Grouped heads of each size in bf16, of one that is padded, heads without groups (Llama 7B) and fp32."""
+    """Grouped heads of each size in bf16, of one that is padded; heads without groups (Llama 7B), also in fp32."""
     for head_dim in (32, 64, 80, 128, 256):
         yield from _kernels(target, head_dim, group=4, dtype="bf16")
     for head_dim in (64, 128):
         yield from _kernels(target, head_dim, group=1, dtype="bf16")
-    yield from _kernels(target, 64, group=1, dtype="fp32")
+        yield from _kernels(target, head_dim, group=1, dtype="fp32")
 
 
 QUERIES, KEYS = ("Q", "O", "DO", "DQ"), ("K", "V", "DK", "DV")
@@ -108,13 +107,16 @@ def _name(head_dim: int, group: int, dtype: str) -> str:
 def _tiles(target: str, head_dim: int, dtype: str = "bf16") -> Tiles:
     if target == INTERPRETER:
         return configs.INTERPRETER
-    return configs.tiles(int(target.removeprefix("sm_")), head_dim, 2 if dtype == "bf16" else 4)
+    return configs.tiles(target, head_dim, 2 if dtype == "bf16" else 4)
 
 
 def _kernels(target: str, head_dim: int, group: int, dtype: str) -> Iterator[Compilation]:
     tiles = _tiles(target, head_dim, dtype)
-    wide = ("UTMALDG", "UTMASTG") if tiles.tma else ("LDG.E.128", "STG.E.128")
-    product = (MATRIX_PRODUCT[target],) if dtype == "bf16" else ()
+    amd = target == "gfx942"
+    loads_and_stores: tuple[str, ...] = (BULK_LOAD, BULK_STORE) if tiles.tma else (WIDE_LOAD, WIDE_STORE)
+    if amd:  # What a thread holds of a product are four columns, which it stores as they are.
+        loads_and_stores = (WIDE_LOAD,)
+    product = (MATRIX_PRODUCT,) if dtype == "bf16" or amd else ()
     for kernel in ("forward", "backward_queries", "backward_keys"):
         tile: Tile = getattr(tiles, kernel)
         rows = dict.fromkeys(QUERIES, tile.queries) | dict.fromkeys(KEYS, tile.keys)
@@ -126,13 +128,13 @@ def _kernels(target: str, head_dim: int, group: int, dtype: str) -> Iterator[Com
             divisible=() if tiles.tma else (*QUERIES, *KEYS),
             num_warps=tile.warps,
             num_stages=tile.stages,
-            instructions=(*wide, *product),
+            instructions=(*loads_and_stores, *product),
             loop_cycles=_matrix_cycles(target, tile, head_dim) if kernel == "forward" and product else None,
         )
 
 
 def _matrix_cycles(target: str, tile: Tile, head_dim: int) -> int | None:
-    """Of a forward tile's two products. Below 64 there are fewer of them than exponentials, which decide."""
+    """Of a forward tile's two products in bf16. Below 64 there are fewer of them than exponentials, which decide."""
     if target not in FLOPS_PER_CYCLE or head_dim < 64:
         return None
     return 4 * tile.queries * tile.keys * head_dim // FLOPS_PER_CYCLE[target]

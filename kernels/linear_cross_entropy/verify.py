@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from megatrain.kernels.linear_cross_entropy import configs, op, reference
 from megatrain.kernels.verify.case import Case, Compilation, Launch, Pass, Shape, Work
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 HIDDEN = 16
 
@@ -48,7 +49,7 @@ def cases(generator: Generator) -> Iterator[Case]:
             yield case(generator, 7, vocabulary, dtype, first, padding)
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Both kernels in bf16."""
     vectors = dict.fromkeys(("lse", "of_target", "dlse", "dof_target"), "*fp32")
     integers = dict.fromkeys(("width", "first", "count"), "i32")
@@ -59,8 +60,8 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
             types={"logits": "*bf16", "targets": "*i32", **vectors, **integers},
             constants={"BLOCK": block},
             divisible=("width", "count"),
-            num_warps=configs.WARPS,
-            instructions=("LDG.E.128",) if kernel == "forward" else ("LDG.E.128", "STG.E.128"),
+            num_warps=TARGETS[target].warps(configs.THREADS),
+            instructions=(WIDE_LOAD,) if kernel == "forward" else (WIDE_LOAD, WIDE_STORE),
         )
 
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from megatrain.kernels.norm import configs, op, reference
 from megatrain.kernels.verify.case import Case, Compilation, Launch, Pass, Shape, Work
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 EPS = 1e-5
 WIDTHS = (64, 128, 1024, 4096, 8192, 16384, 32768)
@@ -54,28 +55,28 @@ def cases(generator: Generator) -> Iterator[Case]:
                     yield case(generator, 5, width, dtype, residual, centered)
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Every kernel in bf16 with weights in fp32: RMSNorm of each width, LayerNorm and no residual of some."""
     for width in WIDTHS:
-        yield from _forward_and_backward(width, residual=True, centered=False)
+        yield from _forward_and_backward(target, width, residual=True, centered=False)
     for width in (4096, 32768):
-        yield from _forward_and_backward(width, residual=True, centered=True)
-    yield from _forward_and_backward(4096, residual=False, centered=False)
+        yield from _forward_and_backward(target, width, residual=True, centered=True)
+    yield from _forward_and_backward(target, 4096, residual=False, centered=False)
 
 
 def _name(width: int, residual: bool, centered: bool) -> str:
     return f"{'layer' if centered else 'rms'}{' + residual' if residual else ''} {width}"
 
 
-def _forward_and_backward(width: int, residual: bool, centered: bool) -> Iterator[Compilation]:
+def _forward_and_backward(target: str, width: int, residual: bool, centered: bool) -> Iterator[Compilation]:
     norm = _name(width, residual, centered)
-    yield _compilation(norm, "forward", width, residual, centered)
-    yield _compilation(norm, "backward", width, residual, centered)
+    yield _compilation(target, norm, "forward", width, residual, centered)
+    yield _compilation(target, norm, "backward", width, residual, centered)
     if width > configs.backward(width).block:
-        yield _compilation(norm, "backward_sums", width, residual, centered)
+        yield _compilation(target, norm, "backward_sums", width, residual, centered)
 
 
-def _compilation(norm: str, kernel: str, width: int, residual: bool, centered: bool) -> Compilation:
+def _compilation(target: str, norm: str, kernel: str, width: int, residual: bool, centered: bool) -> Compilation:
     tile = configs.forward(width) if kernel == "forward" else configs.backward(width)
     whole = width <= tile.block
     function = "forward_tiled" if kernel == "forward" and not whole else kernel
@@ -99,8 +100,8 @@ def _compilation(norm: str, kernel: str, width: int, residual: bool, centered: b
         | {"rows": "i32", "width": "i32", "share": "i32", "eps": "fp32"},
         constants=constants,
         divisible=("width",),
-        num_warps=tile.warps,
-        instructions=("LDG.E.128", "STG.E.128") if kernel != "backward_sums" else ("LDG.E.128",),
+        num_warps=TARGETS[target].warps(tile.threads),
+        instructions=(WIDE_LOAD, WIDE_STORE) if kernel != "backward_sums" else (WIDE_LOAD,),
     )
 
 

@@ -9,6 +9,7 @@ from torch import Generator
 
 from megatrain.kernels.rotary import configs, op, reference
 from megatrain.kernels.verify.case import Case, Compilation, Launch, Pass, Shape, Work
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 
 def case(generator: Generator, groups: int, group: int, rotated: int, half: int, dtype: torch.dtype) -> Case:
@@ -37,7 +38,7 @@ def _name(half: int, group: int, backward: bool) -> str:
     return f"rotary {2 * half}, {group - 1} of {group} {'backward' if backward else 'forward'}"
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Both ways in bf16, of packed projections with a query and with four queries a key."""
     for half, group in ((64, 3), (64, 6), (32, 6)):
         per_program, block = configs.tile(half)
@@ -54,8 +55,8 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
                     "HEADS": per_program,
                     "BLOCK": block,
                 },
-                num_warps=configs.WARPS,
-                instructions=("LDG.E.128", "STG.E.128"),
+                num_warps=TARGETS[target].warps(configs.THREADS),
+                instructions=(WIDE_LOAD, WIDE_STORE),
             )
 
 

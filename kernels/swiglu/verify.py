@@ -9,6 +9,7 @@ from torch import Generator
 
 from megatrain.kernels.swiglu import configs, op, reference
 from megatrain.kernels.verify.case import Case, Compilation, Launch, Pass, Shape, Work
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 
 def case(generator: Generator, rows: int, width: int, dtype: torch.dtype) -> Case:
@@ -28,7 +29,7 @@ def cases(generator: Generator) -> Iterator[Case]:
             yield case(generator, 3, width, dtype)
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Both in bf16."""
     for kernel in ("forward", "backward"):
         yield Compilation(
@@ -37,8 +38,8 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
             types=dict.fromkeys(("gate_up", "y", "dy", "dgate_up"), "*bf16") | {"width": "i32"},
             constants={"BLOCK": configs.BLOCK},
             divisible=("width",),
-            num_warps=configs.WARPS,
-            instructions=("LDG.E.128", "STG.E.128"),
+            num_warps=TARGETS[target].warps(configs.THREADS),
+            instructions=(WIDE_LOAD, WIDE_STORE),
         )
 
 

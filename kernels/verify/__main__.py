@@ -17,6 +17,7 @@ import torch
 
 from megatrain.kernels.verify import aot, roofline
 from megatrain.kernels.verify.case import KERNELS, verifiable
+from megatrain.kernels.verify.targets import TARGETS
 
 
 def interpreter(kernel: str, seed: int) -> list[str]:
@@ -46,7 +47,7 @@ def main() -> int:
     numbers = commands.add_parser("interpreter", help="relative L2 errors to fp64, and what is done to memory")
     numbers.add_argument("--seed", type=int, default=0)
     compiles = commands.add_parser("aot", help="registers, stack, shared memory and instructions of compiled kernels")
-    compiles.add_argument("--target", choices=aot.SHARED_MEMORY, help="all by default")
+    compiles.add_argument("--target", choices=TARGETS, help="all by default")
     compiles.add_argument("--update", action="store_true", help="take what is compiled now for the budgets")
     predicts = commands.add_parser("roofline", help="bytes and FLOPs against the least, and predicted times")
     predicts.add_argument("--target", choices=roofline.GPUS, help="all by default")
@@ -62,8 +63,7 @@ def main() -> int:
         found = []
     else:
         print(aot.HEADER)
-        targets = [options.target] if options.target else list(aot.SHARED_MEMORY)
-        found = [line for kernel in kernels for line in aot.run(kernel, targets, options.update)]
+        found = aot.run(kernels, [options.target] if options.target else TARGETS, options.update)
     for line in found:
         print(line, file=sys.stderr)
     return 1 if found else 0

@@ -51,9 +51,10 @@ class Compilation:
     argument that isn't a constant, in triton's words ("*bf16", "i32", "fp32"), several for a tuple. constants: the
     constexprs. divisible: integer arguments (all of a tuple's) that are multiples of 16, as strides and sizes of real
     models are; pointers always count as such.
-    instructions: SASS instructions that have to be there ("HGMMA", "LDG.E.128"). loop_cycles: for how long one turn of
-    its shortest loop with matrix products keeps the matrix units of a multiprocessor busy, which its instructions may
-    not take longer than to issue; None: not looked at.
+    wide_addresses: what AMD's backend compiles where a tensor has 2 GiB or more; smaller ones get offsets of 32 bits.
+    instructions: what has to be there, in the words of targets.py. loop_cycles: for how long one turn of its shortest
+    loop with matrix products keeps the matrix units of a multiprocessor busy, which its instructions may not take
+    longer than to issue; None: not looked at.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Compilation:
     divisible: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 2
+    wide_addresses: bool = False
     instructions: tuple[str, ...] = ()
     loop_cycles: int | None = None
 

@@ -10,21 +10,26 @@ from megatrain.kernels.verify import aot
 from megatrain.kernels.verify.aot import Compiled, compile_all, complaints
 from megatrain.kernels.verify.case import KERNELS, Compilation
 from megatrain.kernels.verify.compiler import shortest_loop
+from megatrain.kernels.verify.targets import MATRIX_PRODUCT, SPILL, TARGETS, WIDE_LOAD
 
 pytestmark = pytest.mark.kernels
 
 FAULTY = "tests.kernels.verify.faulty"
 POINTERS = {"x": "*fp32", "y": "*fp32", "size": "i32"}
 ALIGNED = ("size",)
-RIGHT = Compilation("double", f"{FAULTY}:narrow", POINTERS, {"BLOCK": 512}, ALIGNED, instructions=("LDG.E.128",))
+RIGHT = Compilation("double", f"{FAULTY}:narrow", POINTERS, {"BLOCK": 512}, ALIGNED, instructions=(WIDE_LOAD,))
 SPILLING = Compilation("center", f"{FAULTY}:spilling", POINTERS, {"BLOCK": 16384}, num_warps=1)
 PRODUCT = Compilation("product", f"{FAULTY}:product", {"a": "*bf16", "b": "*bf16", "y": "*fp32"}, {"SIZE": 64})
 
 
-@pytest.mark.parametrize("target", aot.SHARED_MEMORY)
+def test_every_kernel_keeps_to_its_budget() -> None:
+    assert aot.run(KERNELS, TARGETS) == []
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_every_kernel_keeps_to_its_budget(kernel: str, target: str) -> None:
-    assert aot.run(kernel, [target]) == []
+def test_budgets_are_of_what_is_compiled(kernel: str) -> None:
+    compiled = {(each.name, target) for target in TARGETS for each in aot.compilations(kernel, target)}
+    assert {(name, target) for name, of_name in aot.budgets(kernel).items() for target in of_name} == compiled
 
 
 def test_what_the_compiler_makes_is_read() -> None:
@@ -41,13 +46,26 @@ def test_what_the_compiler_makes_is_read() -> None:
     assert product.count("HGMMA") == 0
 
 
+def test_what_the_compiler_makes_for_amd_is_read() -> None:
+    small = replace(RIGHT, num_warps=2)
+    large = replace(small, wide_addresses=True)
+    too_large = replace(SPILLING, constants={"BLOCK": 32768})  # A thread has up to 512 registers.
+    right, wide, spilling, product = compile_all([small, large, too_large, PRODUCT], "gfx942")
+    assert complaints(right, small, right.budget()) == []
+    assert spilling.stack > 0
+    assert spilling.does(SPILL) > 0
+    assert product.does(MATRIX_PRODUCT) == product.count("v_mfma") > 0
+    assert (right.count("buffer_load_dwordx4"), right.count("global_load_dwordx4")) == (1, 0)
+    assert (wide.count("buffer_load_dwordx4"), wide.count("global_load_dwordx4")) == (0, 1)
+
+
 def test_complaints() -> None:
-    made = Compiled("k", "sm_80", registers=40, stack=0, shared=170_000, instructions={"LDG.E": 3, "LDGSTS.E": 2})
-    compilation = Compilation("k", "m:k", {}, {}, instructions=("LDG", "LDG.E.128"))
+    made = Compiled("k", "sm_80", registers=40, stack=0, shared=170_000, instructions={"LDG.E": 3, "HMMA.16816": 2})
+    compilation = Compilation("k", "m:k", {}, {}, instructions=(WIDE_LOAD, MATRIX_PRODUCT))
     assert made.count("LDG") == 3
     assert complaints(made, compilation, {"registers": 39, "shared": 170_000, "instructions": 5}) == [
         "k, sm_80: 170000 bytes of shared memory, sm_80 has 166912",
-        "k, sm_80: no LDG.E.128 instruction",
+        "k, sm_80: no 128-bit load (LDG.E.128)",
         "k, sm_80: 40 registers, the budget is 39",
     ]
     assert "no budget" in complaints(made, compilation, None)[-1]
