@@ -6,6 +6,8 @@ Design choices:
 - What is normalised is the sum as it was stored, rounded: the backward pass reads that, and shall see the same.
 - The gradient of the weight is summed by each program over its own rows, and then over programs by torch: no atomics,
   the same bits each time.
+- One program a multiprocessor, so that there are few such sums: nobody else computes while it waits for memory. So in
+  16 bits the next rows are loaded while these are computed; in 32 bits shared memory is too small for both.
 - Mean and variance of a tiled row are merged tile by tile (Chan et al. 1979), for a sum of squares would cancel.
 """
 
@@ -122,7 +124,8 @@ def backward(
     scales = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
     weight_total = tl.zeros([BLOCK], tl.float32)
     bias_total = tl.zeros([BLOCK], tl.float32)
-    for first in range(program * share, tl.minimum(rows, (program + 1) * share), ROWS):
+    AHEAD: tl.constexpr = 2 if summed.dtype.element_ty.primitive_bitwidth == 16 else 1
+    for first in tl.range(program * share, tl.minimum(rows, (program + 1) * share), ROWS, num_stages=AHEAD):
         row = first + tl.arange(0, ROWS)
         real = (row < rows) & (row < (program + 1) * share)
         inside = real[:, None] & (column < width)[None, :]

@@ -11,19 +11,19 @@ Design choices:
 - What is read again is left to caches and takes no time here; but the rate they need for it is shown.
 - Instructions and occupancy come from the compiled kernels, as budgets.json has them.
 - Peaks are those of data sheets, without sparsity. Sources: "NVIDIA A100 Tensor Core GPU" (80GB SXM), "NVIDIA H100
-  Tensor Core GPU" (SXM), "NVIDIA DGX B200" (an eighth). Clocks are those at which these peaks hold: A100 and H100
-  architecture papers; for B200 the peak over 148 multiprocessors of 8192 FLOPs a cycle. Limits of a multiprocessor:
-  "CUDA C++ Programming Guide", compute capabilities; its arithmetic throughput: 16 exponentials a cycle.
+  Tensor Core GPU" (SXM), "NVIDIA DGX B200" (an eighth), "AMD Instinct MI300X". Clocks are those at which these peaks
+  hold: A100 and H100 architecture papers; for B200 the peak over 148 multiprocessors of 8192 FLOPs a cycle. Limits of a
+  multiprocessor and its 16 exponentials a cycle: "CUDA C++ Programming Guide", compute capabilities and arithmetic
+  throughput; of AMD's, whose exponentials and issue have no ceiling here: "CDNA 3 ISA".
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megatrain.kernels.attention.verify import DOCUMENTS, packed_documents
-from megatrain.kernels.verify.aot import budgets_file
+from megatrain.kernels.verify.aot import budgets
 from megatrain.kernels.verify.case import Launch, Pass, Shape, Work, verifiable
 
 LLAMA_7B = tuple(
@@ -32,35 +32,42 @@ LLAMA_7B = tuple(
 )
 
 SCHEDULERS = 4
-"""Of a multiprocessor: each issues one instruction of a warp a cycle."""
+"""Of a multiprocessor."""
 
-REGISTERS = 16384
-"""Of a scheduler's warps; a warp takes them 256 at a time."""
+REGISTERS = 512
+"""That a scheduler has for each thread of a warp; a warp takes 8 at a time."""
 
-WARPS = 64
 PROGRAMS = 32
-"""What a multiprocessor holds at most."""
-
-EXPONENTIALS = 16
-"""A cycle, of a multiprocessor."""
+"""Of a multiprocessor at most."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """clock: Hz. products: FLOP/s of dense bf16. bandwidth: bytes/s of its memory. shared: bytes a multiprocessor."""
+    """clock: Hz. products: FLOP/s of dense bf16. bandwidth: bytes/s of its memory.
+
+    Of a multiprocessor: warps that it holds, bytes of shared memory (`reserved` of them the system's, a program); and
+    how many exponentials it computes, and instructions of warps it issues, a cycle; 0 where that isn't known.
+    """
 
     name: str
     processors: int
     clock: float
     products: float
     bandwidth: float
-    shared: int
+    warps: int = 64
+    shared: int = 228 * 1024
+    reserved: int = 1024
+    exponentials: int = 16
+    issues: int = SCHEDULERS
 
 
 GPUS = {
-    "sm_80": Gpu("A100 80GB SXM", 108, 1.41e9, 312e12, 2.039e12, 164 * 1024),
-    "sm_90": Gpu("H100 SXM", 132, 1.83e9, 989e12, 3.35e12, 228 * 1024),
-    "sm_100": Gpu("B200", 148, 1.86e9, 2250e12, 8.0e12, 228 * 1024),
+    "sm_80": Gpu("A100 80GB SXM", 108, 1.41e9, 312e12, 2.039e12, shared=164 * 1024),
+    "sm_90": Gpu("H100 SXM", 132, 1.83e9, 989e12, 3.35e12),
+    "sm_100": Gpu("B200", 148, 1.86e9, 2250e12, 8.0e12),
+    "gfx942": Gpu(
+        "MI300X", 304, 2.1e9, 1307e12, 5.3e12, warps=32, shared=64 * 1024, reserved=0, exponentials=0, issues=0
+    ),
 }
 
 
@@ -77,9 +84,9 @@ class Resources:
     def resident(self, gpu: Gpu) -> int:
         """Programs that a multiprocessor holds at once."""
         rounded = -(-self.registers // 8) * 8
-        by_registers = REGISTERS // (32 * rounded) * SCHEDULERS // self.warps
-        by_shared = gpu.shared // (self.shared + 1024)  # The system keeps 1 KiB of each program's.
-        return min(by_registers, by_shared, WARPS // self.warps, PROGRAMS)
+        by_registers = REGISTERS // rounded * SCHEDULERS // self.warps
+        by_shared = gpu.shared // max(1, self.shared + gpu.reserved)
+        return min(by_registers, by_shared, gpu.warps // self.warps, PROGRAMS)
 
     def issued(self, launch: Launch) -> int:
         """Instructions of warps, at most."""
@@ -127,19 +134,19 @@ def predict(launch: Launch, resources: Resources | None, gpu: Gpu) -> Prediction
     return Prediction(
         memory,
         launch.work.products / gpu.products,
-        launch.work.exponentials / (EXPONENTIALS * cycles),
-        resources.issued(launch) / (SCHEDULERS * cycles),
-        occupancy=resident * resources.warps / WARPS,
+        launch.work.exponentials / (gpu.exponentials * cycles) if gpu.exponentials else 0.0,
+        resources.issued(launch) / (gpu.issues * cycles) if gpu.issues else 0.0,
+        occupancy=resident * resources.warps / gpu.warps,
     )
 
 
 def resources(kernel: str, target: str) -> dict[str, Resources]:
     """Of a kernel's compilations, by name; of those that have a budget."""
-    budgets = json.loads(budgets_file(kernel).read_text())["budgets"]
+    known = budgets(kernel)
     return {
-        compilation.name: Resources(**budgets[compilation.name][target], warps=compilation.num_warps)
+        compilation.name: Resources(**known[compilation.name][target], warps=compilation.num_warps)
         for compilation in verifiable(kernel).compilations(target)
-        if target in budgets.get(compilation.name, {})
+        if target in known.get(compilation.name, {})
     }
 
 

@@ -91,16 +91,15 @@ def test_how_many_programs_a_multiprocessor_holds() -> None:
 
 
 def test_the_highest_ceiling_is_the_bound() -> None:
-    gpu = replace(GPUS["sm_90"], processors=2, clock=1e9, products=1e12, bandwidth=1e9, shared=0)
+    gpu = replace(GPUS["sm_90"], processors=2, clock=1e9, products=1e12, bandwidth=1e9)
     resources = Resources(registers=32, shared=0, instructions=100, warps=8, loop=40)
     launch = Launch("k", Work(read=600, again=10**9, written=400), "k", programs=3, once=3, turns=10)
     assert resources.issued(launch) == 8 * (3 * 60 + 10 * 40)
-    resources = replace(resources, shared=-1024 + 1)
-    made = predict(launch, replace(resources, shared=0), replace(gpu, shared=10**6))
+    made = predict(launch, resources, gpu)
     assert made == Prediction(memory=1e-6, issue=8 * 580 / (4 * 2e9), occupancy=2 * 8 / 64)
     assert (made.bound, made.seconds) == ("memory", 1e-6)
     launch = replace(launch, work=Work(read=600, products=2 * 10**6, exponentials=16 * 6000))
-    made = predict(launch, replace(resources, shared=0), replace(gpu, shared=10**6))
+    made = predict(launch, resources, gpu)
     assert made.ceilings == {"memory": 6e-7, "products": 2e-6, "exponentials": 3e-6, "issue": 5.8e-7}
     assert (made.bound, made.seconds) == ("exponentials", 3e-6)
     assert predict(launch, None, gpu) == Prediction(memory=6e-7)
