@@ -106,6 +106,11 @@ class Work:
     products: int = 0
     exponentials: int = 0
 
+    @property
+    def moved(self) -> int:
+        """Bytes between memory and the GPU."""
+        return self.read + self.written
+
     def __add__(self, other: Work) -> Work:
         return Work(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 

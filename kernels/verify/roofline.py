@@ -3,13 +3,14 @@
 The roofline of Williams, Waterman and Patterson 2009, with two more ceilings: a kernel takes at least as long as the
 memory takes for its bytes, the matrix units for its products, the special function units for its exponentials, the
 schedulers for its instructions. The highest of these is its bound. What no ceiling knows (latency, waves that don't
-fill the GPU, clocks that fall under load, the launch) comes on top, so a prediction is what a measurement can't be below.
+fill the GPU, clocks that fall under load, the launch) comes on top.
 
 Design choices:
 - Bytes, products and exponentials are counted by each kernel's verify.py from its loops and grid; tests compare that
   with what the interpreter sees at small shapes, and they have to be equal.
 - What is read again is left to caches and takes no time here; but the rate they need for it is shown.
-- Instructions and occupancy come from the compiled kernels, as budgets.json has them.
+- Instructions and occupancy come from the compiled kernels, as budgets.json has them. Of instructions outside the
+  shortest loop it is known how many there are, not how often each is issued: the most is taken.
 - Peaks are those of data sheets, without sparsity. Sources: "NVIDIA A100 Tensor Core GPU" (80GB SXM), "NVIDIA H100
   Tensor Core GPU" (SXM), "NVIDIA DGX B200" (an eighth), "AMD Instinct MI300X". Clocks are those at which these peaks
   hold: A100 and H100 architecture papers; for B200 the peak over 148 multiprocessors of 8192 FLOPs a cycle. Limits of a
@@ -126,7 +127,7 @@ class Prediction:
 
 def predict(launch: Launch, resources: Resources | None, gpu: Gpu) -> Prediction:
     """Without resources by bytes alone."""
-    memory = (launch.work.read + launch.work.written) / gpu.bandwidth
+    memory = launch.work.moved / gpu.bandwidth
     if resources is None:
         return Prediction(memory)
     cycles = gpu.processors * gpu.clock
@@ -160,11 +161,10 @@ TB/s that they have to give for that."""
 
 def _counted(name: str, work: Work, least: Work | None) -> str:
     """The first columns."""
-    moved = work.read + work.written
-    of_bytes = f"{moved / (least.read + least.written):.3f}" if least else ""
+    of_bytes = f"{work.moved / least.moved:.3f}" if least else ""
     of_products = f"{work.products / least.products:.3f}" if least and least.products else ""
     products = f"{work.products / 1e9:.0f}" if work.products else ""
-    return f"{name:<44} {moved / 1e6:>7.1f} {of_bytes:>6} {work.again / 1e6:>7.1f} {products:>7} {of_products:>6}"
+    return f"{name:<44} {work.moved / 1e6:>7.1f} {of_bytes:>6} {work.again / 1e6:>7.1f} {products:>7} {of_products:>6}"
 
 
 def _predicted(work: Work, prediction: Prediction) -> str:
@@ -172,7 +172,7 @@ def _predicted(work: Work, prediction: Prediction) -> str:
     occupancy = "" if prediction.occupancy is None else f"{prediction.occupancy:.0%}"
     times = (f"{seconds * 1e6:.1f}" if seconds else "" for seconds in prediction.ceilings.values())
     memory, products, exponentials, issue = times
-    caches = (work.read + work.again + work.written) / prediction.seconds / 1e12
+    caches = (work.moved + work.again) / prediction.seconds / 1e12
     return (
         f"{occupancy:>5} {memory:>7} {products:>8} {exponentials:>7} {issue:>7} {caches:>7.1f}  "
         f"{prediction.seconds * 1e6:>8.1f}  {prediction.bound}"
@@ -181,7 +181,9 @@ def _predicted(work: Work, prediction: Prediction) -> str:
 
 def rows(done: Pass, made: dict[str, Resources], gpu: Gpu) -> Iterator[str]:
     """Lines of the table: one for an operation, and where it has several launches one for each of them."""
-    predicted = [predict(launch, made[launch.compilation] if launch.compilation else None, gpu) for launch in done.launches]
+    predicted = [
+        predict(launch, made[launch.compilation] if launch.compilation else None, gpu) for launch in done.launches
+    ]
     first = _counted(done.name, done.work, done.least)
     if len(predicted) == 1:
         yield f"{first} {_predicted(done.work, predicted[0])}"

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from megatrain.kernels.attention.verify import DOCUMENTS, packed_documents
-from megatrain.kernels.norm.verify import norm_passes
 from megatrain.kernels.verify import roofline
 from megatrain.kernels.verify.case import KERNELS, Launch, Pass, Work, verifiable
 from megatrain.kernels.verify.roofline import GPUS, LLAMA_7B, Prediction, Resources, predict
@@ -21,8 +20,7 @@ TARGETS = pytest.mark.parametrize("target", GPUS)
 
 def moved(*passes: Pass) -> float:
     """Bytes over the least."""
-    works, leasts = ([work.read + work.written for work in side] for side in zip(*((p.work, p.least) for p in passes)))
-    return sum(works) / sum(leasts)
+    return sum(done.work.moved for done in passes) / sum(done.least.moved for done in passes)
 
 
 @TARGETS

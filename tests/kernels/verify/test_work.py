@@ -42,7 +42,11 @@ def check(passes: Iterator[Pass], *calls: Callable[[], object]) -> None:
 
 
 def check_attention(
-    start: Tensor, end: Tensor, heads: tuple[int, int] = (2, 2), head_dim: int = 32, passes: Iterator[Pass] | None = None
+    start: Tensor,
+    end: Tensor,
+    heads: tuple[int, int] = (2, 2),
+    head_dim: int = 32,
+    passes: Iterator[Pass] | None = None,
 ) -> None:
     (batch, length), (kv_heads, group) = start.shape, heads
     seen = attention.intervals(start, end, length)
@@ -75,7 +79,7 @@ def test_attention_of_any_mask(mask: tuple[Tensor, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("arch", configs.ARCHITECTURES)
-def test_attention_in_shipped_tiles(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_shipped_tiles(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "INTERPRETER", configs.tiles(arch, 64, itemsize=2))
     check_attention(*list(masks(1, 230))[1][1:], heads=(1, 2), head_dim=64)
 
