@@ -7,8 +7,9 @@ import torch
 import triton
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from triton.backends.compiler import GPUTarget
 
-from megatrain.kernels.attention import configs, op
+from megatrain.kernels.attention import configs, launch, op
 from megatrain.kernels.attention.verify import case, masks
 from tests.kernels.operations import check_everywhere
 
@@ -68,6 +69,11 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         op.attention(q, k, v, seen)
     with pytest.raises(ValueError, match="no Triton kernel for gfx90a; legal: sm_80, sm_90, sm_100, gfx942"):
         configs.tiles("gfx90a", 128, 2)
+
+
+def test_a_gpu_finds_its_tiles() -> None:
+    for target in (GPUTarget("cuda", 100, 32), GPUTarget("hip", "gfx942", 64)):
+        assert launch.architecture(target) in configs.ARCHITECTURES
 
 
 def test_tiles_of_every_head_dimension() -> None:
