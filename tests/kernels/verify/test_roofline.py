@@ -25,16 +25,16 @@ def moved(*passes: Pass) -> float:
 
 @TARGETS
 def test_norms_move_hardly_more_than_they_have_to(target: str) -> None:
+    """The backward pass has a partial sum for each of P programs, of R rows together: P / R of what else it moves."""
     processors = GPUS[target].processors
     for shape in LLAMA_7B:
         forward, backward = verifiable("norm").passes(shape, target, processors)
+        programs = backward.launches[0].programs
+        assert programs <= processors
         assert moved(forward) == 1.0
-        assert moved(forward, backward) <= 1.02
+        assert moved(backward) == pytest.approx(1 + programs / shape.tokens, abs=1e-3)
+        assert moved(forward, backward) <= (1.04 if target == "gfx942" and shape == SMALL else 1.02)
     assert moved(backward) <= 1.02
-    # Of 4096 rows alone it is more: each of P multiprocessors writes and reads a partial sum, P / 4096 of the rest.
-    _, backward = verifiable("norm").passes(SMALL, target, processors)
-    assert moved(backward) == pytest.approx(1 + backward.launches[0].programs / 4096, abs=1e-3)
-    assert moved(backward) <= 1.04
 
 
 @TARGETS
@@ -110,7 +110,9 @@ def test_the_table_says_what_is_bound_by_what(target: str, capsys: pytest.Captur
     assert "A prediction: nothing here was timed." in table
     bounds = {line[:44].strip(): line.split()[-1] for line in table.split("\n\n")[1].splitlines()[2:]}
     assert len(bounds) == 14
-    assert bounds.pop("attention forward") == ("exponentials" if target == "sm_100" else "products")
-    assert {bounds.pop("backward_queries"), bounds.pop("backward_keys")} == {"products"}
-    del bounds["attention backward"], bounds["norm backward, rms + residual 4096"]
-    assert set(bounds.values()) == {"memory"}
+    del bounds["attention backward"], bounds["norm backward, rms + residual 4096"]  # Of their launches each has its own.
+    by_products = {"attention forward", "backward_queries", "backward_keys"}
+    if target == "sm_100":  # Its matrix units have outgrown the rest.
+        assert {bounds[name] for name in by_products} == {"issue"}
+    else:
+        assert bounds == {name: "products" if name in by_products else "memory" for name in bounds}
