@@ -20,7 +20,7 @@ test-fast: $(VENV)/installed
 
 # Triton reads it when it is imported; what compiles does so in processes of its own.
 test-kernels: export TRITON_INTERPRET = 1
-test-kernels: $(VENV)/installed  ## Triton kernels without a GPU: in the interpreter, and compiled for sm_80, sm_90, sm_100
+test-kernels: $(VENV)/installed  ## Triton kernels without a GPU: in the interpreter, and compiled for sm_80, sm_90, sm_100, gfx942
 	$(PYTEST) -m "kernels and not gpu and not long"
 
 test-distributed: $(VENV)/installed  ## real processes over gloo

@@ -170,6 +170,11 @@ def processors(where: torch.device) -> int:
     return torch.cuda.get_device_properties(where).multi_processor_count if where.type == "cuda" else 4
 
 
+def warps(threads: int, where: torch.device) -> int:
+    """The warps that so many threads are: of 32 threads, on AMD's GPUs for data centers of 64. On the CPU as of 32."""
+    return threads // (torch.cuda.get_device_properties(where).warp_size if where.type == "cuda" else 32)
+
+
 def empty_cache() -> None:
     """Gives unused cached memory back, after large temporary tensors were freed."""
     gc.collect()

@@ -52,6 +52,7 @@ def test_the_cpu_has_no_peak_to_tell() -> None:
 
 def test_the_cpu_runs_a_few_programs() -> None:
     assert device.processors(device.CPU) == 4
+    assert device.warps(256, device.CPU) == 8
 
 
 def test_kernels_are_compiled_for_no_cpu() -> None:

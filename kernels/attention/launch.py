@@ -9,6 +9,7 @@ from functools import cache
 
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from megatrain.kernels.attention import configs, kernel
@@ -17,10 +18,14 @@ ALIGNMENT = 16
 """Bytes that pointers and strides have to be multiples of, for TMA as for 128-bit loads."""
 
 
+def architecture(target: GPUTarget) -> str:
+    """The name of a GPU's architecture, as configs.py has it."""
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
 @cache
-def _architecture() -> int:
-    target = triton.runtime.driver.active.get_current_target()
-    return int(target.arch) if target.backend == "cuda" else 0
+def _architecture() -> str:
+    return architecture(triton.runtime.driver.active.get_current_target())
 
 
 def tiles(q: Tensor) -> configs.Tiles:

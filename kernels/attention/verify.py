@@ -8,11 +8,10 @@ from random import Random
 import torch
 from torch import Generator, Tensor
 
-from megatrain.kernels.attention import configs, op, reference
+from megatrain.kernels.attention import configs, op, reference, work
 from megatrain.kernels.attention.configs import Tile, Tiles
-from megatrain.kernels.verify.case import DTYPES, FP32_TERMS, Case, Compilation, generator_of
-
-MATRIX_PRODUCT = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+from megatrain.kernels.verify.case import DTYPES, FP32_TERMS, INTERPRETER, Case, Compilation, Pass, Shape, generator_of
+from megatrain.kernels.verify.targets import BULK_LOAD, BULK_STORE, MATRIX_PRODUCT, WIDE_LOAD, WIDE_STORE
 
 FLOPS_PER_CYCLE = {"sm_80": 2048, "sm_90": 4096}
 """Dense bf16 products of a multiprocessor (NVIDIA's A100 and H100 architecture papers)."""
@@ -113,12 +112,12 @@ def random_case(draw: Random, size: int) -> Case:
 
 
 def compilations(target: str) -> Iterator[Compilation]:
-    """Grouped heads of each size in bf16, of one that is padded, heads without groups (Llama 7B) and fp32."""
+    """Grouped heads of each size in bf16, of one that is padded; heads without groups (Llama 7B), also in fp32."""
     for head_dim in (32, 64, 80, 128, 256):
         yield from _kernels(target, head_dim, group=4, dtype="bf16")
     for head_dim in (64, 128):
         yield from _kernels(target, head_dim, group=1, dtype="bf16")
-    yield from _kernels(target, 64, group=1, dtype="fp32")
+        yield from _kernels(target, head_dim, group=1, dtype="fp32")
 
 
 QUERIES, KEYS = ("Q", "O", "DO", "DQ"), ("K", "V", "DK", "DV")
@@ -130,28 +129,41 @@ NUMBERS = {
 }
 
 
+def _name(head_dim: int, group: int, dtype: str) -> str:
+    return f"{head_dim} x{group} {dtype}"
+
+
+def _tiles(target: str, head_dim: int, dtype: str = "bf16") -> Tiles:
+    if target == INTERPRETER:
+        return configs.INTERPRETER
+    return configs.tiles(target, head_dim, 2 if dtype == "bf16" else 4)
+
+
 def _kernels(target: str, head_dim: int, group: int, dtype: str) -> Iterator[Compilation]:
-    tiles = configs.tiles(int(target.removeprefix("sm_")), head_dim, 2 if dtype == "bf16" else 4)
-    wide = ("UTMALDG", "UTMASTG") if tiles.tma else ("LDG.E.128", "STG.E.128")
-    product = (MATRIX_PRODUCT[target],) if dtype == "bf16" else ()
+    tiles = _tiles(target, head_dim, dtype)
+    amd = target == "gfx942"
+    loads_and_stores: tuple[str, ...] = (BULK_LOAD, BULK_STORE) if tiles.tma else (WIDE_LOAD, WIDE_STORE)
+    if amd:  # What a thread holds of a product are four columns, which it stores as they are.
+        loads_and_stores = (WIDE_LOAD,)
+    product = (MATRIX_PRODUCT,) if dtype == "bf16" or amd else ()
     for kernel in ("forward", "backward_queries", "backward_keys"):
         tile: Tile = getattr(tiles, kernel)
         rows = dict.fromkeys(QUERIES, tile.queries) | dict.fromkeys(KEYS, tile.keys)
         yield Compilation(
-            name=f"{head_dim} x{group} {dtype} {kernel}",
+            name=f"{_name(head_dim, group, dtype)} {kernel}",
             function=f"megatrain.kernels.attention.kernel:{kernel}",
             types=NUMBERS | {name: _operand(tiles, dtype, n, head_dim) for name, n in rows.items()},
             constants={"HEADS": 8, "GROUP": group, "D": head_dim, "M": tile.queries, "N": tile.keys},
             divisible=() if tiles.tma else (*QUERIES, *KEYS),
             num_warps=tile.warps,
             num_stages=tile.stages,
-            instructions=(*wide, *product),
+            instructions=(*loads_and_stores, *product),
             loop_cycles=_matrix_cycles(target, tile, head_dim) if kernel == "forward" and product else None,
         )
 
 
 def _matrix_cycles(target: str, tile: Tile, head_dim: int) -> int | None:
-    """Of a forward tile's two products. Below 64 there are fewer of them than exponentials, which decide."""
+    """Of a forward tile's two products in bf16. Below 64 there are fewer of them than exponentials, which decide."""
     if target not in FLOPS_PER_CYCLE or head_dim < 64:
         return None
     return 4 * tile.queries * tile.keys * head_dim // FLOPS_PER_CYCLE[target]
@@ -161,3 +173,28 @@ def _operand(tiles: Tiles, dtype: str, rows: int, head_dim: int) -> str | tuple[
     """The type of what launch.operand gives."""
     padded = 1 << (head_dim - 1).bit_length()
     return f"tensordesc<{dtype}[1,1,1,{rows},{padded}]>" if tiles.tma else (f"*{dtype}", *["i32"] * 5)
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """Causal attention."""
+    m = torch.arange(shape.length, dtype=torch.int32).expand(shape.batch, shape.length)
+    seen = op.intervals(torch.zeros_like(m), m + 1, shape.length)
+    group = shape.heads // shape.kv_heads
+    compiled, tiles = _name(shape.head_dim, group, "bf16"), _tiles(target, shape.head_dim)
+    return work.passes(seen, shape.kv_heads, group, shape.head_dim, tiles, compiled)
+
+
+DOCUMENTS = (0.25, 0.5, 1, 2, 3, 4, 8, 16)
+"""Lengths, in blocks."""
+
+
+def packed_documents(target: str, head_dim: int) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Of each kernel the scores computed over those needed, for DOCUMENTS: where they begin with a block, and at worst.
+
+    A block is what a program holds: queries, or in backward_keys keys.
+    """
+    tiles = _tiles(target, head_dim)
+    for kernel in ("forward", "backward_queries", "backward_keys"):
+        tile: Tile = getattr(tiles, kernel)
+        rows, columns = (tile.keys, tile.queries) if kernel == "backward_keys" else (tile.queries, tile.keys)
+        yield kernel, [work.excess(int(length * rows), rows, columns) for length in DOCUMENTS]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 FORWARD_BLOCK = 8192
 BACKWARD_BLOCK = 4096
-WARPS = 16
+THREADS = 512
 """A thread has 16 elements of a row, so two 128-bit loads, and half as many in the backward pass, which has no loop."""
 
 CHUNK = 2**26

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from megatrain import device
 from megatrain.kernels.arguments import require_dtype, require_shape
 from megatrain.kernels.linear_cross_entropy import configs, reference
 
@@ -62,7 +63,7 @@ def linear_cross_entropy_forward(
 
             kernel.forward[(logits.shape[0],)](
                 logits, targets[part], lse[part], of_target[part], logits.shape[1], first, count,
-                BLOCK=configs.FORWARD_BLOCK, num_warps=configs.WARPS,
+                BLOCK=configs.FORWARD_BLOCK, num_warps=device.warps(configs.THREADS, x.device),
             )  # fmt: skip
         else:
             lse[part], of_target[part] = reference.of_logits(logits, targets[part], first, count)
@@ -98,8 +99,9 @@ def linear_cross_entropy_backward(
 
             rows, width = logits.shape
             kernel.backward[(rows, -(-width // configs.BACKWARD_BLOCK))](
-                logits, *chunk, width, first, count, BLOCK=configs.BACKWARD_BLOCK, num_warps=configs.WARPS
-            )
+                logits, *chunk, width, first, count,
+                BLOCK=configs.BACKWARD_BLOCK, num_warps=device.warps(configs.THREADS, x.device),
+            )  # fmt: skip
             dlogits = logits
         else:
             dlogits = _gradient_of_logits(logits, *chunk, first, count)

@@ -14,9 +14,14 @@ from megatrain.kernels.verify.case import (
     FP32_TERMS,
     Case,
     Compilation,
+    Launch,
+    Pass,
+    Shape,
+    Work,
     generator_of,
     size_between,
 )
+from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 HIDDEN = 16
 
@@ -65,7 +70,7 @@ def random_case(draw: Random, size: int) -> Case:
     return case(generator_of(draw), tokens, vocabulary, dtype, draw.choice((0, vocabulary)), draw.choice((0, 4, 12)))
 
 
-def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
+def compilations(target: str) -> Iterator[Compilation]:
     """Both kernels in bf16."""
     vectors = dict.fromkeys(("lse", "of_target", "dlse", "dof_target"), "*fp32")
     integers = dict.fromkeys(("width", "first", "count"), "i32")
@@ -76,6 +81,23 @@ def compilations(target: str) -> Iterator[Compilation]:  # noqa: ARG001
             types={"logits": "*bf16", "targets": "*i32", **vectors, **integers},
             constants={"BLOCK": block},
             divisible=("width", "count"),
-            num_warps=configs.WARPS,
-            instructions=("LDG.E.128",) if kernel == "forward" else ("LDG.E.128", "STG.E.128"),
+            num_warps=TARGETS[target].warps(configs.THREADS),
+            instructions=(WIDE_LOAD,) if kernel == "forward" else (WIDE_LOAD, WIDE_STORE),
         )
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """From logits to log-sum-exps, and from those to the logits' gradients; the products around are cuBLAS's."""
+    rows, width = shape.tokens, shape.vocabulary
+    turns = -(-width // configs.FORWARD_BLOCK)
+    least = Work(read=rows * (2 * width + 4), written=rows * 8)
+    work = least + Work(again=rows * 2, exponentials=rows * turns * (configs.FORWARD_BLOCK + 1))
+    launch = Launch("forward", work, "linear_cross_entropy forward", rows, once=rows, turns=rows * turns)
+    yield Pass("linear_cross_entropy forward, from logits", least, (launch,))
+    blocks = -(-width // configs.BACKWARD_BLOCK)
+    vectors = 16  # Of each row: the target, the log-sum-exp, and the gradients of both outputs.
+    least = Work(read=rows * (2 * width + vectors), written=rows * 2 * width)
+    programs = rows * blocks
+    work = least + Work(again=rows * (blocks - 1) * vectors, exponentials=programs * configs.BACKWARD_BLOCK)
+    launch = Launch("backward", work, "linear_cross_entropy backward", programs, once=programs)
+    yield Pass("linear_cross_entropy backward, of logits", least, (launch,))

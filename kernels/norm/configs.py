@@ -17,11 +17,11 @@ TILE = 4096
 
 @dataclass(frozen=True)
 class Tile:
-    """rows x block elements a program, by `warps` warps."""
+    """rows x block elements a program, by `threads` threads."""
 
     rows: int
     block: int
-    warps: int
+    threads: int
 
 
 def forward(width: int) -> Tile:
@@ -37,4 +37,4 @@ def backward(width: int) -> Tile:
 def _tile(width: int, widest: int, per_thread: int) -> Tile:
     block = min(1 << max(width - 1, 15).bit_length(), widest)
     rows = max(1, TILE // block)
-    return Tile(rows, block, min(rows * block // (32 * per_thread), 32))
+    return Tile(rows, block, min(rows * block // per_thread, 1024))

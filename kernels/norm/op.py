@@ -55,12 +55,13 @@ def norm_forward(
     rows, width = rstd.numel(), x.shape[-1]
     tile = configs.forward(width)
     tensors = (x, residual, weight, bias, y, summed, mean, rstd)
+    warps = device.warps(tile.threads, x.device)
     options = {"HAS_RESIDUAL": residual is not None, "CENTERED": bias is not None, "BLOCK": tile.block}
     if width <= tile.block:
         grid = (-(-rows // tile.rows),)
-        kernel.forward[grid](*tensors, rows, width, eps, **options, ROWS=tile.rows, num_warps=tile.warps)
+        kernel.forward[grid](*tensors, rows, width, eps, **options, ROWS=tile.rows, num_warps=warps)
     else:
-        kernel.forward_tiled[(rows,)](*tensors, width, eps, **options, num_warps=tile.warps)
+        kernel.forward_tiled[(rows,)](*tensors, width, eps, **options, num_warps=warps)
     return outputs
 
 
@@ -96,13 +97,14 @@ def norm_backward(
     rows, width = rstd.numel(), summed.shape[-1]
     centered = bias is not None
     tile = configs.backward(width)
+    warps = device.warps(tile.threads, dy.device)
     whole = width <= tile.block
     norm_part = mean_part = None
     if not whole:
         norm_part, mean_part = torch.empty_like(rstd), torch.empty_like(mean)
         kernel.backward_sums[(rows,)](
             dy, summed, weight, mean, rstd, norm_part, mean_part, width,
-            CENTERED=centered, BLOCK=tile.block, num_warps=tile.warps,
+            CENTERED=centered, BLOCK=tile.block, num_warps=warps,
         )  # fmt: skip
     share = -(-rows // device.processors(dy.device))
     programs = -(-rows // share)
@@ -112,7 +114,7 @@ def norm_backward(
     kernel.backward[(programs, -(-width // tile.block))](
         dy, dsummed, summed, weight, mean, rstd, norm_part, mean_part, dx, dweight, dbias, rows, width, share,
         HAS_DSUMMED=dsummed is not None, CENTERED=centered, WHOLE=whole, ROWS=tile.rows, BLOCK=tile.block,
-        num_warps=tile.warps,
+        num_warps=warps,
     )  # fmt: skip
     if bias is None or dbias is None:
         return dx, dweight.sum(0).to(weight.dtype), weight.new_empty(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 TILE = 2048
 """Elements of a program."""
 
-WARPS = 4
+THREADS = 128
 
 
 def tile(half: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatrain import device
 from megatrain.kernels.arguments import require_dtype, require_shape
 from megatrain.kernels.rotary import configs
 
@@ -87,5 +88,5 @@ def _launch(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, group: int, rotated:
     kernel.rotate[(tokens, -(-heads // per_program))](
         x, y, cos.contiguous(), sin.contiguous(), heads,
         GROUP=group, ROTATED=rotated, HALF=half, BACKWARD=backward, HEADS=per_program, BLOCK=block,
-        num_warps=configs.WARPS,
+        num_warps=device.warps(configs.THREADS, x.device),
     )  # fmt: skip

@@ -4,4 +4,4 @@
 """
 
 BLOCK = 2048
-WARPS = 8
+THREADS = 256

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatrain import device
 from megatrain.kernels.arguments import require_dtype
 from megatrain.kernels.swiglu import configs
 
@@ -27,7 +28,8 @@ def swiglu_forward(gate_up: Tensor) -> Tensor:
 
     require_dtype("swiglu", gate_up)
     y: Tensor = _empty_forward(gate_up)
-    kernel.forward[_grid(y)](gate_up.contiguous(), y, y.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS)
+    warps = device.warps(configs.THREADS, y.device)
+    kernel.forward[_grid(y)](gate_up.contiguous(), y, y.shape[-1], BLOCK=configs.BLOCK, num_warps=warps)
     return y
 
 
@@ -42,8 +44,9 @@ def swiglu_backward(dy: Tensor, gate_up: Tensor) -> Tensor:
     from megatrain.kernels.swiglu import kernel
 
     result: Tensor = _empty_backward(dy, gate_up)
+    warps = device.warps(configs.THREADS, dy.device)
     kernel.backward[_grid(dy)](
-        dy.contiguous(), gate_up.contiguous(), result, dy.shape[-1], BLOCK=configs.BLOCK, num_warps=configs.WARPS
+        dy.contiguous(), gate_up.contiguous(), result, dy.shape[-1], BLOCK=configs.BLOCK, num_warps=warps
     )
     return result
 

@@ -4,27 +4,31 @@ Design choices:
 - A budget is what the pinned triton made when the kernel was last looked at: budgets.json in its folder, by compilation
   and target. More registers, shared memory or instructions than that is a regression. Another triton has no budgets.
 - Whatever the budget says, nothing may spill: a stack or a load or store of local memory is an error.
-- One process a target compiles all its kernels, in a cache that starts empty.
+- One process a target compiles all its kernels, in a cache that starts empty; the targets' run side by side.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from megatrain.kernels.verify.case import Compilation, verifiable
+from megatrain.kernels.verify.targets import SPILL, TARGETS
 
-SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
-"""Targets, and the bytes of shared memory that a block may have (CUDA programming guide, compute capabilities)."""
-
-SHOWN = ("HMMA", "HGMMA", "UTCHMMA", "UTMALDG", "LDGSTS", "LDG", "STG", "LDL", "STL")
+SHOWN = (
+    *("HMMA", "HGMMA", "UTCHMMA", "UTMALDG", "LDGSTS", "LDG", "STG", "LDL", "STL"),
+    *("v_mfma", "global_load", "buffer_load", "global_store", "buffer_store", "scratch_load", "scratch_store"),
+)
 """The instructions that the table counts: matrix products, loads through descriptors, asynchronous, global, local."""
 
 
@@ -42,12 +46,18 @@ class Compiled:
 
     def count(self, instruction: str) -> int:
         """How often an instruction stands there, whatever follows its name ("LDG" and "LDG.E" count LDG.E.128)."""
-        return sum(n for name, n in self.instructions.items() if f"{name}.".startswith(f"{instruction}."))
+        begin = re.compile(rf"{re.escape(instruction)}(?=[._]|$)")
+        return sum(n for name, n in self.instructions.items() if begin.match(name))
+
+    def does(self, kind: str) -> int:
+        """How often instructions of a kind stand there, WIDE_LOAD or another of targets.py."""
+        return sum(map(self.count, TARGETS[self.target].instructions[kind]))
 
     def budget(self) -> dict[str, int]:
         """What is written down of it."""
         total = sum(self.instructions.values())
-        return {"registers": self.registers, "shared": self.shared, "instructions": total}
+        loop = {} if self.loop is None else {"loop": self.loop}
+        return {"registers": self.registers, "shared": self.shared, "instructions": total} | loop
 
     def row(self) -> str:
         """A line of the table."""
@@ -86,20 +96,39 @@ def compile_all(compilations: Iterable[Compilation], target: str) -> Iterator[Co
             raise RuntimeError(f"the compiler for {target} failed:\n{errors.read()[-4000:]}")
 
 
+def compilations(kernel: str, target: str) -> Iterator[Compilation]:
+    """What a kernel's verify.py says, for AMD in both forms: small tensors, and those of 2 GiB and more."""
+    for compilation in verifiable(kernel).compilations(target):
+        yield compilation
+        if TARGETS[target].backend == "hip":
+            yield replace(compilation, name=f"{compilation.name}, 2 GiB", wide_addresses=True)
+
+
 def budgets_file(kernel: str) -> Path:
     """Where a kernel's budgets are."""
     return Path(__file__).parents[1] / kernel / "budgets.json"
 
 
+def budgets(kernel: str) -> dict[str, dict[str, dict[str, int]]]:
+    """A kernel's budgets by compilation and target; none where they are another triton's."""
+    file = budgets_file(kernel)
+    written = json.loads(file.read_text()) if file.exists() else {}
+    known: dict[str, dict[str, dict[str, int]]] = (
+        written["budgets"] if written.get("triton") == version("triton") else {}
+    )
+    return known
+
+
 def complaints(made: Compiled, compilation: Compilation, budget: dict[str, int] | None) -> list[str]:
     """What is wrong with a compiled kernel, a line each."""
     found = []
-    local = made.count("LDL") + made.count("STL")
-    if made.stack or local:
-        found.append(f"it spills: a stack of {made.stack} bytes, {local} loads and stores of local memory")
-    if made.shared > SHARED_MEMORY[made.target]:
-        found.append(f"{made.shared} bytes of shared memory, {made.target} has {SHARED_MEMORY[made.target]}")
-    found += [f"no {name} instruction" for name in compilation.instructions if not made.count(name)]
+    target = TARGETS[made.target]
+    if made.stack or made.does(SPILL):
+        found.append(f"it spills: a stack of {made.stack} bytes, {made.does(SPILL)} loads and stores of local memory")
+    if made.shared > target.shared_memory:
+        found.append(f"{made.shared} bytes of shared memory, {made.target} has {target.shared_memory}")
+    missing = (kind for kind in compilation.instructions if not made.does(kind))
+    found += [f"no {kind} ({', '.join(target.instructions[kind])})" for kind in missing]
     if compilation.loop_cycles is not None:
         # Four schedulers issue one instruction of a warp a cycle each.
         issued = (made.loop or 0) * compilation.num_warps // 4
@@ -113,20 +142,29 @@ def complaints(made: Compiled, compilation: Compilation, budget: dict[str, int] 
     return [f"{made.name}, {made.target}: {line}" for line in found]
 
 
-def run(kernel: str, targets: Iterable[str], update: bool = False) -> list[str]:
-    """Compiles a kernel for targets and prints the table; what is wrong, a line each. update: writes the budgets."""
-    file = budgets_file(kernel)
-    triton = version("triton")
-    budgets = json.loads(file.read_text()) if file.exists() else {}
-    known = budgets.get("budgets", {}) if budgets.get("triton") == triton else {}
+def run(kernels: Sequence[str], targets: Iterable[str], update: bool = False) -> list[str]:
+    """Compiles kernels for targets and prints the table; what is wrong, a line each. update: writes the budgets."""
+    known = {kernel: budgets(kernel) for kernel in kernels}
     found = []
-    for target in targets:
-        compilations = {compilation.name: compilation for compilation in verifiable(kernel).compilations(target)}
-        for made in compile_all(compilations.values(), target):
-            print(made.row(), flush=True)
-            if update:
-                known.setdefault(made.name, {})[target] = made.budget()
-            found += complaints(made, compilations[made.name], known.get(made.name, {}).get(target))
+    with ThreadPoolExecutor(len(TARGETS)) as pool:
+        for results in pool.map(partial(_of_target, kernels), targets):
+            for kernel, compilation, made in results:
+                budget = known[kernel].setdefault(made.name, {})
+                if update:
+                    budget[made.target] = made.budget()
+                found += complaints(made, compilation, budget.get(made.target))
     if update:
-        file.write_text(json.dumps({"triton": triton, "budgets": known}, indent=1) + "\n")
+        for kernel, of_kernel in known.items():
+            text = json.dumps({"triton": version("triton"), "budgets": of_kernel}, indent=1)
+            budgets_file(kernel).write_text(f"{text}\n")
     return found
+
+
+def _of_target(kernels: Sequence[str], target: str) -> list[tuple[str, Compilation, Compiled]]:
+    """Prints a row as soon as each is compiled."""
+    work = [(kernel, each) for kernel in kernels for each in compilations(kernel, target)]
+    results = []
+    for (kernel, compilation), made in zip(work, compile_all([each for _, each in work], target), strict=True):
+        print(made.row(), flush=True)
+        results.append((kernel, compilation, made))
+    return results

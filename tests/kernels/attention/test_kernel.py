@@ -52,14 +52,14 @@ def test_any_mask(length: int, batch: int, heads: tuple[int, int], head_dim: int
     check(verify.case("any", generator, start, end, length, heads, head_dim, torch.float32, packed))
 
 
-@pytest.mark.parametrize("arch", configs.ARCHITECTURES)
-def test_shipped_tiles(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", configs.ARCHITECTURES)
+def test_shipped_tiles(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles larger than the sequence, and a few of them."""
-    monkeypatch.setattr(configs, "INTERPRETER", configs.tiles(arch, 64, itemsize=2))
+    monkeypatch.setattr(configs, "INTERPRETER", configs.tiles(architecture, 64, itemsize=2))
     for length in (50, 230):
         _, start, end = list(verify.masks(1, length))[1]
         generator = torch.Generator().manual_seed(0)
-        check(verify.case(f"sm_{arch}", generator, start, end, length, (1, 2), 64, torch.bfloat16))
+        check(verify.case(architecture, generator, start, end, length, (1, 2), 64, torch.bfloat16))
 
 
 @given(masks())

@@ -7,8 +7,9 @@ import torch
 import triton
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from triton.backends.compiler import GPUTarget
 
-from megatrain.kernels.attention import configs, op
+from megatrain.kernels.attention import configs, launch, op
 from megatrain.kernels.attention.verify import case, masks
 from tests.kernels.operations import check_everywhere
 
@@ -66,13 +67,18 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match=r"need a GPU, or TRITON_INTERPRET=1"):
         op.attention(q, k, v, seen)
-    with pytest.raises(ValueError, match="no Triton kernel for sm_75; legal: sm_80, sm_90, sm_100"):
-        configs.tiles(75, 128, 2)
+    with pytest.raises(ValueError, match="no Triton kernel for gfx90a; legal: sm_80, sm_90, sm_100, gfx942"):
+        configs.tiles("gfx90a", 128, 2)
+
+
+def test_a_gpu_finds_its_tiles() -> None:
+    for target in (GPUTarget("cuda", 100, 32), GPUTarget("hip", "gfx942", 64)):
+        assert launch.architecture(target) in configs.ARCHITECTURES
 
 
 def test_tiles_of_every_head_dimension() -> None:
-    for arch in configs.ARCHITECTURES:
+    for architecture in configs.ARCHITECTURES:
         for head_dim in range(8, 257, 8):
             for itemsize in (2, 4):
-                assert configs.tiles(arch, head_dim, itemsize).forward.queries >= 16
-    assert configs.tiles(90, 80, 2) is configs.tiles(90, 128, 2)
+                assert configs.tiles(architecture, head_dim, itemsize).forward.queries >= 16
+    assert configs.tiles("sm_90", 80, 2) is configs.tiles("sm_90", 128, 2)
