@@ -101,6 +101,11 @@ class Shape:
         return self.batch * self.length
 
 
+LLAMA_7B = Shape(
+    batch=1, length=4096, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocabulary=32000
+)
+
+
 @dataclass(frozen=True)
 class Work:
     """What launches do, all programs together; bytes of what masks let through.

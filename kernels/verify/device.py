@@ -24,9 +24,9 @@ import torch
 
 from megatrain import device
 from megatrain.kernels import stamps
-from megatrain.kernels.verify.case import Case, Shape, verifiable
+from megatrain.kernels.verify.case import LLAMA_7B, Case, Shape, verifiable
 from megatrain.kernels.verify.measure import KernelError, banded_allocations, compare, run_banded
-from megatrain.kernels.verify.peers import LLAMA_7B, Race, race
+from megatrain.kernels.verify.peers import Race, race
 
 SIZE = 2**20
 """About as many elements has the largest tensor of a random shape."""

@@ -36,11 +36,6 @@ AGREEMENT = 0.03
 EPS = 1e-5
 
 
-LLAMA_7B = Shape(
-    batch=1, length=4096, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocabulary=32000
-)
-
-
 @dataclass(frozen=True)
 class Contender:
     """One implementation. forward, both: run a forward pass, a forward and a backward pass. result: what it gives."""
@@ -95,7 +90,7 @@ def race(kernel: str, shape: Shape, where: torch.device) -> Race:
 
 
 def attention(shape: Shape, where: torch.device) -> Race:
-    """Causal attention; each gets queries, keys and values [B, S, H, D], as a projection leaves them."""
+    """Causal attention; each gets queries, keys and values [B, S, H, D] of all heads, as a projection leaves them."""
     q, k, v = (_random(where, shape.batch, shape.length, shape.heads, shape.head_dim) for _ in range(3))
     m = torch.arange(shape.length, dtype=torch.int32, device=where).expand(shape.batch, -1)
     seen = attention_op.intervals(torch.zeros_like(m), m + 1, shape.length)

@@ -21,16 +21,13 @@ Design choices:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatrain.kernels.attention.verify import DOCUMENTS, packed_documents
 from megatrain.kernels.verify.aot import budgets
-from megatrain.kernels.verify.case import Launch, Pass, Shape, Work, verifiable
+from megatrain.kernels.verify.case import LLAMA_7B, Launch, Pass, Work, verifiable
 
-LLAMA_7B = tuple(
-    Shape(batch, 4096, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocabulary=32000)
-    for batch in (1, 4)
-)
+SHAPES = (LLAMA_7B, replace(LLAMA_7B, batch=4))
 
 SCHEDULERS = 4
 """Of a multiprocessor."""
@@ -200,7 +197,7 @@ def run(kernels: Iterable[str], target: str) -> None:
         f"{gpu.name} ({target}): {gpu.processors} multiprocessors at {gpu.clock / 1e9:.2f} GHz, "
         f"{gpu.products / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s. A prediction: nothing here was timed."
     )
-    for shape in LLAMA_7B:
+    for shape in SHAPES:
         print(f"\nLlama 7B, {shape.batch} x {shape.length} tokens")
         print(COLUMNS)
         for kernel in kernels:
@@ -211,6 +208,6 @@ def run(kernels: Iterable[str], target: str) -> None:
     if "attention" in kernels:
         print("\nPacked documents, scores computed / needed, where documents begin with a block (and at worst)")
         print(f"{'length in blocks':<18}" + "".join(f"{length:>14}" for length in DOCUMENTS))
-        for name, excesses in packed_documents(target, LLAMA_7B[0].head_dim):
+        for name, excesses in packed_documents(target, LLAMA_7B.head_dim):
             print(f"{name:<18}" + "".join(f"{f'{begin:.2f} ({worst:.2f})':>14}" for begin, worst in excesses))
     print()

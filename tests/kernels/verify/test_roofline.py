@@ -10,11 +10,11 @@ import pytest
 from megatrain.kernels.attention.verify import DOCUMENTS, packed_documents
 from megatrain.kernels.verify import roofline
 from megatrain.kernels.verify.case import KERNELS, Launch, Pass, Work, verifiable
-from megatrain.kernels.verify.roofline import GPUS, LLAMA_7B, Prediction, Resources, predict
+from megatrain.kernels.verify.roofline import GPUS, SHAPES, Prediction, Resources, predict
 
 pytestmark = pytest.mark.kernels
 
-SMALL, LARGE = LLAMA_7B
+SMALL, LARGE = SHAPES
 TARGETS = pytest.mark.parametrize("target", GPUS)
 
 
@@ -27,7 +27,7 @@ def moved(*passes: Pass) -> float:
 def test_norms_move_hardly_more_than_they_have_to(target: str) -> None:
     """The backward pass has a partial sum for each of P programs, of R rows together: P / R of what else it moves."""
     processors = GPUS[target].processors
-    for shape in LLAMA_7B:
+    for shape in SHAPES:
         forward, backward = verifiable("norm").passes(shape, target, processors)
         programs = backward.launches[0].programs
         assert programs <= processors
