@@ -110,7 +110,10 @@ def test_the_table_says_what_is_bound_by_what(target: str, capsys: pytest.Captur
     assert "A prediction: nothing here was timed." in table
     bounds = {line[:44].strip(): line.split()[-1] for line in table.split("\n\n")[1].splitlines()[2:]}
     assert len(bounds) == 14
-    del bounds["attention backward"], bounds["norm backward, rms + residual 4096"]  # Of their launches each has its own.
+    del (
+        bounds["attention backward"],
+        bounds["norm backward, rms + residual 4096"],
+    )  # Of their launches each has its own.
     by_products = {"attention forward", "backward_queries", "backward_keys"}
     if target == "sm_100":  # Its matrix units have outgrown the rest.
         assert {bounds[name] for name in by_products} == {"issue"}
