@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatrain.kernels.attention.configs import Tiles
+from megatrain.kernels.attention.configs import Tile, Tiles
 from megatrain.kernels.attention.op import Intervals
 from megatrain.kernels.verify.case import Launch, Pass, Work
 
@@ -53,57 +53,53 @@ def walk(low: Tensor, high: Tensor, others: int, rows: int, columns: int) -> Wal
 def passes(seen: Intervals, kv_heads: int, group: int, head_dim: int, tiles: Tiles, compiled: str) -> Iterator[Pass]:
     """Forward and backward in bf16. compiled: what the names of the kernels' compilations begin with."""
     (batch, queries), keys, heads = seen.start.shape, seen.column_start.shape[1], kv_heads * group
-    query, key, number = (batch * n for n in (2 * head_dim * heads * queries, 2 * head_dim * kv_heads * keys,
-                                              4 * heads * queries))  # fmt: skip
-    mask, column_mask = 8 * batch * queries, 8 * batch * keys
+    # Bytes of Q (and O, DO, DQ), of K (and V, DK, DV), of LSE (and DLSE, DELTA), and of both bounds.
+    query, key = 2 * head_dim * batch * heads * queries, 2 * head_dim * batch * kv_heads * keys
+    number, mask, column_mask = 4 * batch * heads * queries, 8 * batch * queries, 8 * batch * keys
     product = 2 * head_dim * heads * int((seen.end - seen.start).sum())
 
-    def launch(kernel: str, work: Work, walked: Walk, products: int, exponentials: int) -> Launch:
-        """products, exponentials: of a tile."""
-        work += Work(products=products * heads * walked.tiles, exponentials=exponentials * heads * walked.tiles)
+    def launch(kernel: str, tile: Tile, walked: Walk, moved: Work, products: int, more: int = 0) -> Launch:
+        """products: how many a tile. more: exponentials of a tile that aren't of a score."""
+        scores, computed = tile.queries * tile.keys, heads * walked.tiles
+        flops = 2 * scores * (1 << (head_dim - 1).bit_length())  # of the padded head
+        work = moved + Work(products=computed * products * flops, exponentials=computed * (scores + more))
         programs = walked.programs * (kv_heads if kernel == "backward_keys" else heads)
         return Launch(kernel, work, f"{compiled} {kernel}", programs, heads * walked.once, heads * walked.whole)
 
-    def by_queries(m: int, n: int) -> tuple[Walk, Work, int]:
-        """The walk of a tile of queries, what it reads of keys, values and the mask; the FLOPs of a product."""
-        walked = walk(seen.start, seen.end, keys, m, n)
-        read = 2 * key + mask
+    def by_queries(tile: Tile) -> tuple[Walk, Work]:
+        """The walk of blocks of queries, and what it reads of K, V and the mask: a block 4 bounds twice."""
+        walked = walk(seen.start, seen.end, keys, tile.queries, tile.keys)
         loaded = heads * (4 * head_dim * walked.positions + mask + 16 * walked.programs)
-        return walked, Work(read=read, again=loaded - read), _product(m, n, head_dim)
+        return walked, Work(read=2 * key + mask, again=loaded - 2 * key - mask)
 
-    m, n = tiles.forward.queries, tiles.forward.keys
-    walked, read, flops = by_queries(m, n)
+    walked, read = by_queries(tiles.forward)
     moved = Work(read=query, written=query + number)
     least = moved + Work(read=2 * key + mask, products=2 * product)
-    yield Pass("attention forward", least, (launch("forward", moved + read, walked, 2 * flops, m * n + m),))
+    # Of a tile's every query one more exponential: what the sum so far shrinks by.
+    of_all = launch("forward", tiles.forward, walked, moved + read, products=2, more=tiles.forward.queries)
+    yield Pass("attention forward", least, (of_all,))
 
-    m, n = tiles.backward_queries.queries, tiles.backward_queries.keys
-    walked, read, flops = by_queries(m, n)
+    walked, read = by_queries(tiles.backward_queries)
     moved = Work(read=3 * query + 2 * number, written=query + number)
-    of_queries = launch("backward_queries", moved + read, walked, 3 * flops, m * n)
+    of_queries = launch("backward_queries", tiles.backward_queries, walked, moved + read, products=3)
 
-    m, n = tiles.backward_keys.queries, tiles.backward_keys.keys
-    walked = walk(seen.column_start, seen.column_end, queries, n, m)
-    others = 2 * query + 2 * number
-    again = heads * (4 * head_dim + 8) * walked.positions - others
-    again += (kv_heads - 1) * column_mask + kv_heads * 16 * walked.programs
-    moved = Work(read=2 * key + column_mask + others, again=again, written=2 * key)
-    of_keys = launch("backward_keys", moved, walked, 4 * _product(m, n, head_dim), m * n)
+    tile = tiles.backward_keys
+    walked = walk(seen.column_start, seen.column_end, queries, tile.keys, tile.queries)
+    read = Work(read=2 * key + column_mask, again=(kv_heads - 1) * column_mask + kv_heads * 16 * walked.programs)
+    others = 2 * query + 2 * number  # Q, DO, LSE and DELTA: every block walks over those that see it.
+    loaded = heads * (4 * head_dim + 8) * walked.positions
+    moved = Work(read=others, again=loaded - others, written=2 * key)
+    of_keys = launch("backward_keys", tile, walked, moved + read, products=4)
 
     least = Work(3 * query + 2 * key + 2 * number + mask, written=query + 2 * key, products=5 * product)
     yield Pass("attention backward", least, (of_queries, of_keys))
-
-
-def _product(m: int, n: int, head_dim: int) -> int:
-    """FLOPs of one product of a tile, which holds the padded head."""
-    return 2 * m * n * (1 << (head_dim - 1).bit_length())
 
 
 def excess(document: int, rows: int, columns: int) -> tuple[float, float]:
     """Scores computed over scores needed, of causal documents of one length, for blocks of rows x columns.
 
     Where documents begin with a block of rows, and at worst of all places where they may begin. By the period that
-    lengths and tiles have in common.
+    lengths and tiles have in common. Blocks of keys are the same, mirrored.
     """
     period = math.lcm(document, rows, columns)
     shift = torch.arange(min(document, math.lcm(rows, columns)), dtype=torch.int32)[:, None]
