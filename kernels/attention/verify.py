@@ -8,9 +8,9 @@ from random import Random
 import torch
 from torch import Generator, Tensor
 
-from megatrain.kernels.attention import configs, op, reference
+from megatrain.kernels.attention import configs, op, reference, work
 from megatrain.kernels.attention.configs import Tile, Tiles
-from megatrain.kernels.verify.case import DTYPES, FP32_TERMS, Case, Compilation, generator_of
+from megatrain.kernels.verify.case import DTYPES, FP32_TERMS, INTERPRETER, Case, Compilation, Pass, Shape, generator_of
 from megatrain.kernels.verify.targets import BULK_LOAD, BULK_STORE, MATRIX_PRODUCT, WIDE_LOAD, WIDE_STORE
 
 FLOPS_PER_CYCLE = {"sm_80": 2048, "sm_90": 4096}
@@ -129,8 +129,18 @@ NUMBERS = {
 }
 
 
+def _name(head_dim: int, group: int, dtype: str) -> str:
+    return f"{head_dim} x{group} {dtype}"
+
+
+def _tiles(target: str, head_dim: int, dtype: str = "bf16") -> Tiles:
+    if target == INTERPRETER:
+        return configs.INTERPRETER
+    return configs.tiles(target, head_dim, 2 if dtype == "bf16" else 4)
+
+
 def _kernels(target: str, head_dim: int, group: int, dtype: str) -> Iterator[Compilation]:
-    tiles = configs.tiles(target, head_dim, 2 if dtype == "bf16" else 4)
+    tiles = _tiles(target, head_dim, dtype)
     amd = target == "gfx942"
     loads_and_stores: tuple[str, ...] = (BULK_LOAD, BULK_STORE) if tiles.tma else (WIDE_LOAD, WIDE_STORE)
     if amd:  # What a thread holds of a product are four columns, which it stores as they are.
@@ -140,7 +150,7 @@ def _kernels(target: str, head_dim: int, group: int, dtype: str) -> Iterator[Com
         tile: Tile = getattr(tiles, kernel)
         rows = dict.fromkeys(QUERIES, tile.queries) | dict.fromkeys(KEYS, tile.keys)
         yield Compilation(
-            name=f"{head_dim} x{group} {dtype} {kernel}",
+            name=f"{_name(head_dim, group, dtype)} {kernel}",
             function=f"megatrain.kernels.attention.kernel:{kernel}",
             types=NUMBERS | {name: _operand(tiles, dtype, n, head_dim) for name, n in rows.items()},
             constants={"HEADS": 8, "GROUP": group, "D": head_dim, "M": tile.queries, "N": tile.keys},
@@ -163,3 +173,28 @@ def _operand(tiles: Tiles, dtype: str, rows: int, head_dim: int) -> str | tuple[
     """The type of what launch.operand gives."""
     padded = 1 << (head_dim - 1).bit_length()
     return f"tensordesc<{dtype}[1,1,1,{rows},{padded}]>" if tiles.tma else (f"*{dtype}", *["i32"] * 5)
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """Causal attention."""
+    m = torch.arange(shape.length, dtype=torch.int32).expand(shape.batch, shape.length)
+    seen = op.intervals(torch.zeros_like(m), m + 1, shape.length)
+    group = shape.heads // shape.kv_heads
+    compiled, tiles = _name(shape.head_dim, group, "bf16"), _tiles(target, shape.head_dim)
+    return work.passes(seen, shape.kv_heads, group, shape.head_dim, tiles, compiled)
+
+
+DOCUMENTS = (0.25, 0.5, 1, 2, 3, 4, 8, 16)
+"""Lengths, in blocks."""
+
+
+def packed_documents(target: str, head_dim: int) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Of each kernel the scores computed over those needed, for DOCUMENTS: where they begin with a block, and at worst.
+
+    A block is what a program holds: queries, or in backward_keys keys.
+    """
+    tiles = _tiles(target, head_dim)
+    for kernel in ("forward", "backward_queries", "backward_keys"):
+        tile: Tile = getattr(tiles, kernel)
+        rows, columns = (tile.keys, tile.queries) if kernel == "backward_keys" else (tile.queries, tile.keys)
+        yield kernel, [work.excess(int(length * rows), rows, columns) for length in DOCUMENTS]

@@ -14,6 +14,10 @@ from megatrain.kernels.verify.case import (
     FP32_TERMS,
     Case,
     Compilation,
+    Launch,
+    Pass,
+    Shape,
+    Work,
     generator_of,
     size_between,
 )
@@ -80,3 +84,20 @@ def compilations(target: str) -> Iterator[Compilation]:
             num_warps=TARGETS[target].warps(configs.THREADS),
             instructions=(WIDE_LOAD,) if kernel == "forward" else (WIDE_LOAD, WIDE_STORE),
         )
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """From logits to log-sum-exps, and from those to the logits' gradients; the products around are cuBLAS's."""
+    rows, width = shape.tokens, shape.vocabulary
+    turns = -(-width // configs.FORWARD_BLOCK)
+    least = Work(read=rows * (2 * width + 4), written=rows * 8)
+    work = least + Work(again=rows * 2, exponentials=rows * turns * (configs.FORWARD_BLOCK + 1))
+    launch = Launch("forward", work, "linear_cross_entropy forward", rows, once=rows, turns=rows * turns)
+    yield Pass("linear_cross_entropy forward, from logits", least, (launch,))
+    blocks = -(-width // configs.BACKWARD_BLOCK)
+    vectors = 16  # Of each row: the target, the log-sum-exp, and the gradients of both outputs.
+    least = Work(read=rows * (2 * width + vectors), written=rows * 2 * width)
+    programs = rows * blocks
+    work = least + Work(again=rows * (blocks - 1) * vectors, exponentials=programs * configs.BACKWARD_BLOCK)
+    launch = Launch("backward", work, "linear_cross_entropy backward", programs, once=programs)
+    yield Pass("linear_cross_entropy backward, of logits", least, (launch,))

@@ -6,6 +6,8 @@ Design choices:
 - What is normalised is the sum as it was stored, rounded: the backward pass reads that, and shall see the same.
 - The gradient of the weight is summed by each program over its own rows, and then over programs by torch: no atomics,
   the same bits each time.
+- There is one program a multiprocessor, so that such sums are few, and no other that computes while it waits for
+  memory. So the next rows are loaded while these are computed, in tiles of up to 8 KiB: with larger ones it spills.
 - Mean and variance of a tiled row are merged tile by tile (Chan et al. 1979), for a sum of squares would cancel.
 """
 
@@ -122,7 +124,9 @@ def backward(
     scales = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
     weight_total = tl.zeros([BLOCK], tl.float32)
     bias_total = tl.zeros([BLOCK], tl.float32)
-    for first in range(program * share, tl.minimum(rows, (program + 1) * share), ROWS):
+    small: tl.constexpr = ROWS * BLOCK * summed.dtype.element_ty.primitive_bitwidth <= 8 * 8192
+    last = tl.minimum(rows, (program + 1) * share)
+    for first in tl.range(program * share, last, ROWS, num_stages=2 if small else 1):
         row = first + tl.arange(0, ROWS)
         real = (row < rows) & (row < (program + 1) * share)
         inside = real[:, None] & (column < width)[None, :]

@@ -10,7 +10,17 @@ import torch
 from torch import Generator, Tensor
 
 from megatrain.kernels.norm import configs, op, reference
-from megatrain.kernels.verify.case import DTYPES, Case, Compilation, generator_of, size_between
+from megatrain.kernels.verify.case import (
+    DTYPES,
+    Case,
+    Compilation,
+    Launch,
+    Pass,
+    Shape,
+    Work,
+    generator_of,
+    size_between,
+)
 from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 EPS = 1e-5
@@ -73,8 +83,12 @@ def compilations(target: str) -> Iterator[Compilation]:
     yield from _forward_and_backward(target, 4096, residual=False, centered=False)
 
 
+def _name(width: int, residual: bool, centered: bool) -> str:
+    return f"{'layer' if centered else 'rms'}{' + residual' if residual else ''} {width}"
+
+
 def _forward_and_backward(target: str, width: int, residual: bool, centered: bool) -> Iterator[Compilation]:
-    norm = f"{'layer' if centered else 'rms'}{' + residual' if residual else ''} {width}"
+    norm = _name(width, residual, centered)
     yield _compilation(target, norm, "forward", width, residual, centered)
     yield _compilation(target, norm, "backward", width, residual, centered)
     if width > configs.backward(width).block:
@@ -108,3 +122,40 @@ def _compilation(target: str, norm: str, kernel: str, width: int, residual: bool
         num_warps=TARGETS[target].warps(tile.threads),
         instructions=(WIDE_LOAD, WIDE_STORE) if kernel != "backward_sums" else (WIDE_LOAD,),
     )
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """RMSNorm with a residual, as a block has it."""
+    return norm_passes(shape.tokens, shape.hidden, processors)
+
+
+def norm_passes(
+    rows: int, width: int, processors: int, residual: bool = True, centered: bool = False
+) -> Iterator[Pass]:
+    """Of rows that a tile holds whole. Raises ValueError for others."""
+    if width > configs.backward(width).block:
+        raise ValueError(f"norm: rows of {width} are tiled, what they move isn't counted")
+    name = _name(width, residual, centered)
+    tensor, weight, numbers = 2 * rows * width, 4 * width, 4 * rows * (1 + centered)
+    programs = -(-rows // configs.forward(width).rows)
+    weights = weight * (1 + centered)
+    least = Work(read=(1 + residual) * tensor + weights, written=(1 + residual) * tensor + numbers)
+    work = least + Work(again=(programs - 1) * weights)
+    launch = Launch("forward", work, f"{name} forward", programs, once=programs)
+    yield Pass(f"norm forward, {name}", least, (launch,))
+    share = -(-rows // processors)
+    programs = -(-rows // share)
+    moved = Work(read=(2 + residual) * tensor + weight + numbers, written=tensor)
+    partial = programs * weights
+    launches = (
+        Launch(
+            "backward",
+            moved + Work(again=(programs - 1) * weight, written=partial),
+            f"{name} backward",
+            programs,
+            once=programs,
+            turns=programs * -(-share // configs.backward(width).rows),
+        ),
+        Launch("sum over programs", Work(read=partial, written=weights)),
+    )
+    yield Pass(f"norm backward, {name}", moved + Work(written=weights), launches)

@@ -9,7 +9,17 @@ import torch
 from torch import Generator
 
 from megatrain.kernels.rotary import configs, op, reference
-from megatrain.kernels.verify.case import DTYPES, Case, Compilation, generator_of, size_between
+from megatrain.kernels.verify.case import (
+    DTYPES,
+    Case,
+    Compilation,
+    Launch,
+    Pass,
+    Shape,
+    Work,
+    generator_of,
+    size_between,
+)
 from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 
@@ -46,13 +56,17 @@ def random_case(draw: Random, size: int) -> Case:
     return case(generator_of(draw), groups, group, rotated, half, draw.choice(DTYPES), positions)
 
 
+def _name(half: int, group: int, backward: bool) -> str:
+    return f"rotary {2 * half}, {group - 1} of {group} {'backward' if backward else 'forward'}"
+
+
 def compilations(target: str) -> Iterator[Compilation]:
     """Both ways in bf16, of packed projections with a query and with four queries a key."""
     for half, group in ((64, 3), (64, 6), (32, 6)):
         per_program, block = configs.tile(half)
         for backward in (False, True):
             yield Compilation(
-                name=f"rotary {2 * half}, {group - 1} of {group} {'backward' if backward else 'forward'}",
+                name=_name(half, group, backward),
                 function="megatrain.kernels.rotary.kernel:rotate",
                 types={"x": "*bf16", "y": "*bf16", "cos": "*fp32", "sin": "*fp32", "heads": "i32"},
                 constants={
@@ -66,3 +80,18 @@ def compilations(target: str) -> Iterator[Compilation]:
                 num_warps=TARGETS[target].warps(configs.THREADS),
                 instructions=(WIDE_LOAD, WIDE_STORE),
             )
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """Of the fused projection: every program of a token reads its angles; backward copies the values too."""
+    group, half = shape.heads // shape.kv_heads + 2, shape.head_dim // 2
+    heads, angles = shape.kv_heads * group, 2 * 4 * half
+    of_token = -(-heads // configs.tile(half)[0])
+    programs = shape.tokens * of_token
+    for backward in (False, True):
+        moved = 2 * shape.head_dim * (heads if backward else heads - shape.kv_heads)
+        least = Work(read=shape.tokens * (moved + angles), written=shape.tokens * moved)
+        work = least + Work(again=shape.tokens * (of_token - 1) * angles)
+        name = "backward" if backward else "forward"
+        launch = Launch(name, work, _name(half, group, backward), programs, once=programs)
+        yield Pass(f"rotary {name}", least, (launch,))

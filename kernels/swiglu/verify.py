@@ -9,7 +9,17 @@ import torch
 from torch import Generator
 
 from megatrain.kernels.swiglu import configs, op, reference
-from megatrain.kernels.verify.case import DTYPES, Case, Compilation, generator_of, size_between
+from megatrain.kernels.verify.case import (
+    DTYPES,
+    Case,
+    Compilation,
+    Launch,
+    Pass,
+    Shape,
+    Work,
+    generator_of,
+    size_between,
+)
 from megatrain.kernels.verify.targets import TARGETS, WIDE_LOAD, WIDE_STORE
 
 
@@ -49,3 +59,13 @@ def compilations(target: str) -> Iterator[Compilation]:
             num_warps=TARGETS[target].warps(configs.THREADS),
             instructions=(WIDE_LOAD, WIDE_STORE),
         )
+
+
+def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noqa: ARG001
+    """A program for each row and block of its columns; nothing is read again."""
+    rows, width = shape.tokens, shape.intermediate
+    programs = rows * -(-width // configs.BLOCK)
+    for kernel, tensors_in, tensors_out in (("forward", 2, 1), ("backward", 3, 2)):
+        least = Work(read=tensors_in * 2 * rows * width, written=tensors_out * 2 * rows * width)
+        work = least + Work(exponentials=programs * configs.BLOCK)
+        yield Pass(f"swiglu {kernel}", least, (Launch(kernel, work, f"swiglu {kernel}", programs, once=programs),))

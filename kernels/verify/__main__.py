@@ -2,6 +2,7 @@
 
     python -m megatrain.kernels.verify interpreter [--kernel norm] [--seed 0]
     python -m megatrain.kernels.verify aot [--kernel norm] [--target sm_90] [--update]
+    python -m megatrain.kernels.verify roofline [--kernel norm] [--target sm_90]
     python -m megatrain.kernels.verify device [--kernel norm] [--shapes 2000] [--seed 0] [--no-stamp]
 
 Prints a line for each case or compilation; exits 1 where one is wrong, 2 where it can't be looked at.
@@ -15,7 +16,7 @@ import sys
 
 import torch
 
-from megatrain.kernels.verify import aot, device
+from megatrain.kernels.verify import aot, device, roofline
 from megatrain.kernels.verify.case import KERNELS, verifiable
 from megatrain.kernels.verify.measure import KernelError
 from megatrain.kernels.verify.targets import TARGETS
@@ -50,11 +51,13 @@ def main() -> int:
     compiles = commands.add_parser("aot", help="registers, stack, shared memory and instructions of compiled kernels")
     compiles.add_argument("--target", choices=TARGETS, help="all by default")
     compiles.add_argument("--update", action="store_true", help="take what is compiled now for the budgets")
+    predicts = commands.add_parser("roofline", help="bytes and FLOPs against the least, and predicted times")
+    predicts.add_argument("--target", choices=roofline.GPUS, help="all by default")
     on_gpu = commands.add_parser("device", help="on this machine's GPU: random shapes, times, and the stamp")
     on_gpu.add_argument("--shapes", type=int, default=2000, help="of each kernel")
     on_gpu.add_argument("--seed", type=int, default=0)
     on_gpu.add_argument("--no-stamp", action="store_true", help="write no stamp")
-    for command in (numbers, compiles, on_gpu):
+    for command in (numbers, compiles, predicts, on_gpu):
         command.add_argument("--kernel", choices=KERNELS, help="all by default")
     options = parser.parse_args()
     kernels = [options.kernel] if options.kernel else KERNELS
@@ -62,6 +65,10 @@ def main() -> int:
         return device.run(kernels, options.shapes, options.seed, stamp=not options.no_stamp)
     if options.command == "interpreter":
         found = [line for kernel in kernels for line in interpreter(kernel, options.seed)]
+    elif options.command == "roofline":
+        for target in [options.target] if options.target else roofline.GPUS:
+            roofline.run(kernels, target)
+        found = []
     else:
         print(aot.HEADER)
         found = aot.run(kernels, [options.target] if options.target else TARGETS, options.update)

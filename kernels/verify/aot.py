@@ -56,7 +56,8 @@ class Compiled:
     def budget(self) -> dict[str, int]:
         """What is written down of it."""
         total = sum(self.instructions.values())
-        return {"registers": self.registers, "shared": self.shared, "instructions": total}
+        loop = {} if self.loop is None else {"loop": self.loop}
+        return {"registers": self.registers, "shared": self.shared, "instructions": total} | loop
 
     def row(self) -> str:
         """A line of the table."""

@@ -1,8 +1,8 @@
 """What a kernel's folder says of itself in its verify.py, so that the tools of this folder can check it.
 
-A verify.py has three functions: `cases(generator)` yields the calls whose numbers are checked in the interpreter,
-`random_case(draw, size)` makes one of those that are checked on a GPU, and `compilations(target)` yields what is
-compiled ahead of time. This file needs no triton.
+A verify.py has four functions: `cases(generator)` yields the calls whose numbers are checked in the interpreter,
+`random_case(draw, size)` makes one of those that are checked on a GPU, `compilations(target)` yields what is compiled
+ahead of time, `passes(shape, target, processors)` what its launches move and compute. This file needs no triton.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from random import Random
 from typing import Protocol, cast
 
@@ -24,6 +24,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 KERNELS = ("attention", "linear_cross_entropy", "norm", "rotary", "swiglu")
 """The folders of kernels that have a verify.py."""
+
+INTERPRETER = "interpreter"
+"""The target that stands for triton's interpreter."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,92 @@ class Compilation:
     loop_cycles: int | None = None
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a model gives its kernels: `batch` x `length` tokens. Activations are bf16, what else there is fp32.
+
+    heads: of queries, on `kv_heads` key-value heads. intermediate: the width of the MLP.
+    """
+
+    batch: int
+    length: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all samples."""
+        return self.batch * self.length
+
+
+LLAMA_7B = Shape(
+    batch=1, length=4096, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocabulary=32000
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What launches do, all programs together; bytes of what masks let through.
+
+    read, written: bytes of the elements read and of those written. again: bytes that are read once more, by another
+    program or a later turn of a loop, which is what caches are for. products: FLOPs of matrix products, of padding too.
+    exponentials: how many are taken, of masked elements too.
+    """
+
+    read: int = 0
+    again: int = 0
+    written: int = 0
+    products: int = 0
+    exponentials: int = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes between memory and the GPU."""
+        return self.read + self.written
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's launches in one pass over a shape.
+
+    name: which. compilation: the name of the Compilation that runs; None: PyTorch's own kernel, known by its work
+    alone. programs: of all launches. once, turns: how often a program's instructions are issued, summed over programs:
+    those of its shortest loop (compiler.Resources) `turns` times, all others at most `once` times.
+    """
+
+    name: str
+    work: Work
+    compilation: str | None = None
+    programs: int = 0
+    once: int = 0
+    turns: int = 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """An operation, forward or backward.
+
+    least: what has to be done: each input read once, each output written once, and the products of what the mask lets
+    through. launches: what is done.
+    """
+
+    name: str
+    least: Work
+    launches: tuple[Launch, ...]
+
+    @property
+    def work(self) -> Work:
+        """Of all launches."""
+        return sum((launch.work for launch in self.launches), Work())
+
+
 class Verifiable(Protocol):
     """A kernel's verify.py."""
 
@@ -90,6 +179,9 @@ class Verifiable(Protocol):
 
     def compilations(self, target: str) -> Iterator[Compilation]:
         """What is compiled for a target, "sm_90"."""
+
+    def passes(self, shape: Shape, target: str, processors: int) -> Iterator[Pass]:
+        """What its launches do for a target, or INTERPRETER, with so many multiprocessors."""
 
 
 def verifiable(kernel: str) -> Verifiable:

@@ -45,8 +45,9 @@ class Resources:
 
     registers: of a thread; on AMD of both kinds of vector registers. stack: bytes of a thread; what spills is there.
     shared: bytes of a block. instructions: how often each stands in the code (not how often it runs), by its name in
-    machine code ("LDG.E.128.CONSTANT", "v_mfma_f32_32x32x8_bf16"). loop: how many stand in the shortest loop with
-    matrix products, None without one and on AMD, whose instructions take no such equal times.
+    machine code ("LDG.E.128.CONSTANT", "v_mfma_f32_32x32x8_bf16"). loop: how many stand in the shortest loop (of
+    those with matrix products if there are such), None without one and on AMD, whose instructions take no such equal
+    times.
     """
 
     registers: int
@@ -105,19 +106,23 @@ def _of_amd(made: Any) -> Resources:
 
 
 def shortest_loop(listing: str) -> int | None:
-    """The instructions of the shortest loop with matrix products: from a label to the last jump back to it."""
+    """The instructions of the shortest loop, of those with matrix products if there are such.
+
+    From a label to the last jump back to it. What jumps to itself fills up the code's end, and is none.
+    """
     labels: dict[str, int] = {}
     products: list[bool] = []
-    loops: dict[str, int] = {}
+    loops: dict[str, tuple[bool, int]] = {}
     for line in listing.splitlines():
         if label := LABEL.match(line):
             labels[label[1]] = len(products)
         elif opcode := OPCODE.match(line):
             products.append("MMA" in opcode[1])
             jump = JUMP.search(line)
-            if jump and jump[1] in labels and any(products[labels[jump[1]] :]):
-                loops[jump[1]] = len(products) - labels[jump[1]]
-    return min(loops.values(), default=None)
+            if jump and jump[1] in labels and labels[jump[1]] < len(products) - 1:
+                inside = products[labels[jump[1]] :]
+                loops[jump[1]] = not any(inside), len(inside)
+    return min(loops.values())[1] if loops else None
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -24,9 +24,9 @@ import torch
 
 from megatrain import device
 from megatrain.kernels import stamps
-from megatrain.kernels.verify.case import Case, verifiable
+from megatrain.kernels.verify.case import LLAMA_7B, Case, Shape, verifiable
 from megatrain.kernels.verify.measure import KernelError, banded_allocations, compare, run_banded
-from megatrain.kernels.verify.peers import LLAMA_7B, Race, Shape, race
+from megatrain.kernels.verify.peers import Race, race
 
 SIZE = 2**20
 """About as many elements has the largest tensor of a random shape."""
@@ -197,7 +197,7 @@ def run(kernels: Sequence[str], shapes: int, seed: int, stamp: bool) -> int:
         return 2
     torch.set_float32_matmul_precision("highest")
     print(f"{machine.name}, {machine.architecture}, triton {version('triton')}, torch {torch.__version__}")
-    print(f"times: Llama 7B, {LLAMA_7B.batch} x {LLAMA_7B.sequence} tokens, bf16; medians (10th to 90th percentile)")
+    print(f"times: Llama 7B, {LLAMA_7B.batch} x {LLAMA_7B.length} tokens, bf16; medians (10th to 90th percentile)")
     found = [line for kernel in kernels for line in verify(kernel, machine, shapes, seed, stamp)]
     for line in found:
         print(line, file=sys.stderr)

@@ -28,7 +28,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from megatrain.kernels.verify.case import Case
+from megatrain.kernels.verify.case import Case, Work
 from megatrain.kernels.verify.measure import KernelError, Measured, compare, run_banded
 
 Original = Callable[..., Any]
@@ -51,6 +51,7 @@ class Memory:
         total = int(sizes.sum())
         self.written = np.zeros(total, dtype=np.int32)
         self.read = np.zeros(total, dtype=np.int32)
+        self.work = Work()
 
     def places(self, pointers: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.int64]:
         """The numbers of the elements that aren't masked."""
@@ -61,20 +62,23 @@ class Memory:
         result: NDArray[np.int64] = (used - self.starts[which] + self.offsets[which]).astype(np.int64)
         return result
 
-    def load(self, places: NDArray[np.int64], program: int) -> None:
+    def load(self, places: NDArray[np.int64], program: int, itemsize: int) -> None:
         """Notes that `program` reads."""
         if ((self.written[places] != 0) & (self.written[places] != program)).any():
             raise KernelError("a race: a program reads what another writes in the same launch")
+        first = len(np.unique(places[self.read[places] == 0]))
+        self.work += Work(read=itemsize * first, again=itemsize * (len(places) - first))
         others = (self.read[places] != 0) & (self.read[places] != program)
         self.read[places] = np.where(others, -1, program)
 
-    def store(self, places: NDArray[np.int64], program: int) -> None:
+    def store(self, places: NDArray[np.int64], program: int, itemsize: int) -> None:
         """Notes that `program` writes."""
         if self.written[places].any() or len(np.unique(places)) < len(places):
             raise KernelError("a double write: an element is written twice in a launch")
         if ((self.read[places] != 0) & (self.read[places] != program)).any():
             raise KernelError("a race: a program writes what another reads in the same launch")
         self.written[places] = program
+        self.work += Work(written=itemsize * len(places))
 
 
 def bf16_to_fp32(bits: NDArray[Any]) -> NDArray[np.float32]:
@@ -100,7 +104,7 @@ def _cast(self: Any, source: Any, to: Any, original: Original) -> Any:
     raise KernelError(f"a cast from {before} to {after}: go by fp32")
 
 
-def _dot(self: Any, a: Any, b: Any, accumulator: Any, *options: Any, original: Original) -> Any:
+def _product(self: Any, a: Any, b: Any, accumulator: Any, *options: Any, original: Original) -> Any:
     if a.dtype.scalar != tl.bfloat16:
         return original(self, a, b, accumulator, *options)
     product = np.matmul(bf16_to_fp32(a.data), bf16_to_fp32(b.data))
@@ -137,33 +141,48 @@ def tensors_of(arguments: Any) -> Iterator[Tensor]:
 
 
 class Watch:
-    """What the interpreter's functions are replaced by; `memory` is that of the launch under way."""
+    """What the interpreter's functions are replaced by; `memory` is that of the launch under way, `work` of each."""
 
     def __init__(self) -> None:
         self.memory = Memory([])
-        self.launches = 0
+        self.work: list[Work] = []
 
     def launch(self, executor: Any, *arguments: Any, original: Original, **named: Any) -> None:
         """A launch begins."""
         self.memory = Memory(list(tensors_of((*arguments, *named.values()))))
-        self.launches += 1
         original(executor, *arguments, **named)
+        self.work.append(self.memory.work)
 
     def load(self, builder: Any, pointers: Any, mask: Any, *rest: Any, original: Original, **named: Any) -> Any:
         """A masked load, which every load becomes."""
-        self.memory.load(self.memory.places(pointers.data, _mask(mask)), _program(builder))
+        self.memory.load(self.memory.places(pointers.data, _mask(mask)), _program(builder), _itemsize(pointers))
         return original(builder, pointers, mask, *rest, **named)
 
     def store(
         self, builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any, original: Original, **named: Any
     ) -> Any:
         """A masked store, which every store becomes."""
-        self.memory.store(self.memory.places(pointers.data, _mask(mask)), _program(builder))
+        self.memory.store(self.memory.places(pointers.data, _mask(mask)), _program(builder), _itemsize(pointers))
         return original(builder, pointers, value, mask, *rest, **named)
+
+    def dot(self, builder: Any, a: Any, b: Any, *rest: Any, original: Original) -> Any:
+        """A matrix product."""
+        self.memory.work += Work(products=2 * a.data.size * b.data.shape[1])
+        return _product(builder, a, b, *rest, original=original)
+
+    def unary(self, builder: Any, value: Any, function: Any, original: Original) -> Any:
+        """A function of one argument."""
+        if function in (np.exp, np.exp2):
+            self.memory.work += Work(exponentials=value.data.size)
+        return _no_bf16(builder, value, function, original=original)
 
 
 def _mask(mask: Any) -> NDArray[Any]:
     return np.asarray(mask.data, dtype=bool)
+
+
+def _itemsize(pointers: Any) -> int:
+    return int(pointers.get_element_ty().primitive_bitwidth) // 8
 
 
 def _program(builder: Any) -> int:
@@ -172,7 +191,7 @@ def _program(builder: Any) -> int:
     return int((x * height + y) * depth + z + 1)
 
 
-ARITHMETIC = ("binary_op", "unary_op", "create_fma", "create_clampf", "create_rsqrt", "create_erf", "create_fp_to_fp")
+ARITHMETIC = ("binary_op", "create_fma", "create_clampf", "create_rsqrt", "create_erf", "create_fp_to_fp")
 
 
 @contextmanager
@@ -189,7 +208,8 @@ def watch() -> Iterator[Watch]:
         (InterpreterBuilder, "create_masked_load", watching.load),
         (InterpreterBuilder, "create_masked_store", watching.store),
         (InterpreterBuilder, "cast_impl", _cast),
-        (InterpreterBuilder, "create_dot", _dot),
+        (InterpreterBuilder, "create_dot", watching.dot),
+        (InterpreterBuilder, "unary_op", watching.unary),
         *((InterpreterBuilder, name, _no_bf16) for name in ARITHMETIC),
         *((InterpreterBuilder, name, _no_atomics) for name in ("create_atomic_rmw", "create_atomic_cas")),
         (interpreter.ReduceOps, "apply", _no_bf16_sum),
@@ -228,6 +248,6 @@ def check(case: Case) -> dict[str, Measured]:
     """
     with watch() as watching, poisoned():
         runs = [run_banded(case), run_banded(case)]
-    if watching.launches == 0:
+    if not watching.work:
         raise KernelError("no kernel was launched")
     return compare(case, runs)

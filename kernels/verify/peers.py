@@ -25,6 +25,7 @@ from megatrain.kernels.linear_cross_entropy import op as linear_cross_entropy_op
 from megatrain.kernels.norm import op as norm_op
 from megatrain.kernels.rotary import op as rotary_op
 from megatrain.kernels.swiglu import op as swiglu_op
+from megatrain.kernels.verify.case import Shape
 from megatrain.kernels.verify.measure import KernelError, relative
 
 OURS, TORCH, LIGER = "megatrain", "torch", "liger"
@@ -33,26 +34,6 @@ AGREEMENT = 0.03
 """The relative L2 distance that two implementations in bf16 may have."""
 
 EPS = 1e-5
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model's, and of its input. head_dim is hidden / heads; keys and values have all heads."""
-
-    batch: int
-    sequence: int
-    hidden: int
-    heads: int
-    intermediate: int
-    vocabulary: int
-
-    @property
-    def head_dim(self) -> int:
-        """Of each head."""
-        return self.hidden // self.heads
-
-
-LLAMA_7B = Shape(batch=1, sequence=4096, hidden=4096, heads=32, intermediate=11008, vocabulary=32000)
 
 
 @dataclass(frozen=True)
@@ -109,10 +90,10 @@ def race(kernel: str, shape: Shape, where: torch.device) -> Race:
 
 
 def attention(shape: Shape, where: torch.device) -> Race:
-    """Causal attention; each gets queries, keys and values [B, S, H, D], as a projection leaves them."""
-    q, k, v = (_random(where, shape.batch, shape.sequence, shape.heads, shape.head_dim) for _ in range(3))
-    m = torch.arange(shape.sequence, dtype=torch.int32, device=where).expand(shape.batch, -1)
-    seen = attention_op.intervals(torch.zeros_like(m), m + 1, shape.sequence)
+    """Causal attention; each gets queries, keys and values [B, S, H, D] of all heads, as a projection leaves them."""
+    q, k, v = (_random(where, shape.batch, shape.length, shape.heads, shape.head_dim) for _ in range(3))
+    m = torch.arange(shape.length, dtype=torch.int32, device=where).expand(shape.batch, -1)
+    seen = attention_op.intervals(torch.zeros_like(m), m + 1, shape.length)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         o, _ = attention_op.attention(q.transpose(1, 2).unsqueeze(2), k.transpose(1, 2), v.transpose(1, 2), seen)
@@ -122,7 +103,7 @@ def attention(shape: Shape, where: torch.device) -> Race:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
-    flops = 2 * 2 * shape.batch * shape.heads * shape.head_dim * shape.sequence * (shape.sequence + 1) / 2
+    flops = 2 * 2 * shape.batch * shape.heads * shape.head_dim * shape.length * (shape.length + 1) / 2
     race = Race(f"causal, {shape.heads} heads of {shape.head_dim}", flops, 3.5 * flops, "TFLOP/s")
     race.add(OURS, _trained(ours, q, k, v))
     race.add(TORCH, _trained(pytorch, q, k, v))
@@ -133,7 +114,7 @@ def attention(shape: Shape, where: torch.device) -> Race:
 
 def linear_cross_entropy(shape: Shape, where: torch.device) -> Race:
     """The sum of the losses of all tokens, from the hidden states."""
-    tokens = shape.batch * shape.sequence
+    tokens = shape.tokens
     x, weight = _random(where, tokens, shape.hidden), _random(where, shape.vocabulary, shape.hidden)
     weight = weight / shape.hidden**0.5
     targets = torch.arange(tokens, device=where) % shape.vocabulary
@@ -159,7 +140,7 @@ def linear_cross_entropy(shape: Shape, where: torch.device) -> Race:
 
 def norm(shape: Shape, where: torch.device) -> Race:
     """RMSNorm of the residual stream's sum, which is returned as well."""
-    x, residual = (_random(where, shape.batch * shape.sequence, shape.hidden) for _ in range(2))
+    x, residual = (_random(where, shape.tokens, shape.hidden) for _ in range(2))
     weight = _random(where, shape.hidden)
 
     def pytorch(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,11 +165,11 @@ def norm(shape: Shape, where: torch.device) -> Race:
 
 def rotary(shape: Shape, where: torch.device) -> Race:
     """Queries and keys turned: ours in place in the packed projection, PyTorch as transformers does it."""
-    size = shape.batch, shape.sequence, shape.heads, 3, shape.head_dim
+    size = shape.batch, shape.length, shape.heads, 3, shape.head_dim
     packed, gradient = _random(where, *size).flatten(2), _random(where, *size).flatten(2)
     q, k = (packed.view(size)[:, :, :, i].contiguous() for i in range(2))
     frequencies = 1e-4 ** torch.linspace(0, 1, shape.head_dim // 2, device=where)
-    angles = torch.arange(shape.sequence, device=where)[:, None] * frequencies
+    angles = torch.arange(shape.length, device=where)[:, None] * frequencies
     angles = angles.expand(shape.batch, 1, -1, -1).transpose(1, 2)
     cos, sin = angles.cos(), angles.sin()
     whole_cos, whole_sin = (torch.cat((x, x), -1).bfloat16() for x in (cos, sin))
@@ -225,7 +206,7 @@ def rotary(shape: Shape, where: torch.device) -> Race:
 
 def swiglu(shape: Shape, where: torch.device) -> Race:
     """Ours and PyTorch's from one projection of gate and up, Liger's from two."""
-    gate_up = _random(where, shape.batch * shape.sequence, 2 * shape.intermediate)
+    gate_up = _random(where, shape.tokens, 2 * shape.intermediate)
 
     def pytorch(gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)

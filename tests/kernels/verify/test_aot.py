@@ -81,15 +81,23 @@ def test_a_loop_may_not_issue_for_longer_than_it_multiplies() -> None:
     assert complaints(replace(made, loop=None), fast, made.budget()) != []
 
 
-def test_the_shortest_loop_with_products_is_found() -> None:
-    def instructions(*names: str) -> str:
-        return "".join(f"        /*0000*/                   {name} ;\n" for name in names)
+def instructions(*names: str) -> str:
+    return "".join(f"        /*0000*/                   {name} ;\n" for name in names)
 
+
+def test_the_shortest_loop_with_products_is_found() -> None:
     listing = instructions("MOV R1") + ".L_x_0:\n" + instructions("LDG.E R1") + ".L_x_1:\n"
     listing += instructions("HMMA.16816.F32 R1", "@P0 BRA `(.L_x_1)", "@!P1 BRA `(.L_x_0)") + ".L_x_2:\n"
     listing += instructions("@P0 BRA `(.L_x_2)", "BRA `(.L_x_3)") + ".L_x_3:\n" + instructions("EXIT")
     assert shortest_loop(listing) == 2
     assert shortest_loop(instructions("HMMA.16816.F32 R1", "EXIT")) is None
+
+
+def test_without_products_it_is_the_shortest_that_is_more_than_a_jump() -> None:
+    listing = ".L_x_0:\n" + instructions("FADD R1", "FADD R1", "@P0 BRA `(.L_x_0)") + ".L_x_1:\n"
+    listing += instructions("FADD R1", "@P0 BRA `(.L_x_1)", "EXIT") + ".L_x_2:\n" + instructions("BRA `(.L_x_2)")
+    assert shortest_loop(listing) == 2
+    assert shortest_loop(listing + ".L_x_3:\n" + instructions("HMMA.16816.F32 R1", *2 * ["NOP"], "BRA `(.L_x_3)")) == 4
 
 
 def test_a_compiler_that_fails_says_why() -> None:

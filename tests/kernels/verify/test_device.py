@@ -19,14 +19,13 @@ from megatrain.device import CPU
 from megatrain.kernels import stamps
 from megatrain.kernels.swiglu import kernel as swiglu_kernel
 from megatrain.kernels.swiglu.verify import case as swiglu_case
-from megatrain.kernels.verify.case import KERNELS, verifiable
+from megatrain.kernels.verify.case import KERNELS, Shape, verifiable
 from megatrain.kernels.verify.device import Machine, Steps, check, verify
 from megatrain.kernels.verify.interpreter import watch
 from megatrain.kernels.verify.measure import KernelError
-from megatrain.kernels.verify.peers import Shape
 from tests.kernels.verify import faulty
 
-TINY = Shape(batch=1, sequence=40, hidden=64, heads=2, intermediate=96, vocabulary=100)
+TINY = Shape(batch=1, length=40, hidden=64, heads=2, kv_heads=2, head_dim=32, intermediate=96, vocabulary=100)
 SIZE = 2**11
 ARCHITECTURE = "interpreter"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton.runtime.errors import InterpreterError
 
-from megatrain.kernels.verify.case import Case
+from megatrain.kernels.verify.case import Case, Work
 from megatrain.kernels.verify.interpreter import bf16_to_fp32, check, fp32_to_bf16, watch
 from megatrain.kernels.verify.measure import KernelError
 from tests.kernels.verify import faulty
@@ -83,7 +83,7 @@ def test_products_of_bf16_are_exact() -> None:
     y = torch.empty(16, 16)
     with watch() as watching:
         faulty.product[(1,)](a, b, y, SIZE=16)
-    assert watching.launches == 1
+    assert watching.work == [Work(read=2 * 2 * 16 * 16, written=4 * 16 * 16, products=2 * 16**3)]
     np.testing.assert_allclose(y, a.double() @ b.double(), rtol=0, atol=1e-5)
 
 
