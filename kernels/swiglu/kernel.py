@@ -2,7 +2,8 @@
 
 Design choices:
 - Both halves are read where the projection left them: one tensor in, and in the backward pass one gradient out.
-- silu is computed again in the backward pass from what it came from, so nothing else is kept.
+- silu is computed again in the backward pass from what it came from, so nothing else is kept; and so is the product,
+  to the bit, for the gradient of what it was multiplied with next.
 """
 
 import triton
@@ -21,8 +22,8 @@ def forward(gate_up, y, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def backward(dy, gate_up, dgate_up, width, BLOCK: tl.constexpr):
-    """dgate_up [rows, 2 * width] from dy [rows, width]; programs as in `forward`."""
+def backward(dy, gate_up, dgate_up, y, width, BLOCK: tl.constexpr):
+    """dgate_up [rows, 2 * width] from dy [rows, width], and y as `forward` had it; programs as there."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -34,3 +35,4 @@ def backward(dy, gate_up, dgate_up, width, BLOCK: tl.constexpr):
     dgate = gradient * up * sigmoid * (1 + gate * (1 - sigmoid))
     tl.store(dgate_up + place, dgate.to(dgate_up.dtype.element_ty), mask=inside)
     tl.store(dgate_up + place + width, (gradient * gate * sigmoid).to(dgate_up.dtype.element_ty), mask=inside)
+    tl.store(y + row * width + column, (gate * sigmoid * up).to(y.dtype.element_ty), mask=inside)

@@ -65,7 +65,7 @@ def passes(shape: Shape, target: str, processors: int) -> Iterator[Pass]:  # noq
     """A program for each row and block of its columns; nothing is read again."""
     rows, width = shape.tokens, shape.intermediate
     programs = rows * -(-width // configs.BLOCK)
-    for kernel, tensors_in, tensors_out in (("forward", 2, 1), ("backward", 3, 2)):
+    for kernel, tensors_in, tensors_out in (("forward", 2, 1), ("backward", 3, 3)):
         least = Work(read=tensors_in * 2 * rows * width, written=tensors_out * 2 * rows * width)
         work = least + Work(exponentials=programs * configs.BLOCK)
         yield Pass(f"swiglu {kernel}", least, (Launch(kernel, work, f"swiglu {kernel}", programs, once=programs),))

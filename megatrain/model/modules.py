@@ -17,6 +17,7 @@ Design choices:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -118,17 +119,28 @@ class ColumnLinear(nn.Module):
 
 
 class RowLinear(nn.Module):
-    """x W + b with W [in, out]: dimension 0, which tensor parallelism shards, is the input; `size_in` is local."""
+    """x W + b with W [in, out]: dimension 0, which tensor parallelism shards, is the input; `size_in` is local.
 
-    def __init__(self, size_in: int, size_out: int, bias: bool, tensor: TensorParallel = ALONE) -> None:
+    product: x W; or what multiplies a function of x.
+    """
+
+    def __init__(
+        self,
+        size_in: int,
+        size_out: int,
+        bias: bool,
+        tensor: TensorParallel = ALONE,
+        product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size_in, size_out))
         self.bias = nn.Parameter(torch.empty(size_out)) if bias else None
         self.tensor = tensor
+        self.product = product
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S / tp, out] from [B, S, in]."""
-        y = scatter_sequence(x @ self.weight, self.tensor)
+        y = scatter_sequence(self.product(x, self.weight), self.tensor)
         return y if self.bias is None else y + summed_gradient(self.bias, self.tensor.group)
 
 

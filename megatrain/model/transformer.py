@@ -19,11 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from megatrain import device
 from megatrain.batch import IGNORE, mask_end
 from megatrain.config import AttentionKernel, Kernel, KernelsConfig, LossKernel, ModelConfig
-from megatrain.kernels.attention import flash, op, packed, sdpa
+from megatrain.kernels.attention import flash, packed, sdpa
+from megatrain.kernels.attention.op import intervals
 from megatrain.kernels.linear_cross_entropy.op import linear_cross_entropy, losses
 from megatrain.kernels.rotary.op import rotate_
-from megatrain.kernels.swiglu import op as swiglu
-from megatrain.kernels.swiglu import reference
+from megatrain.kernels.swiglu import op, reference
 from megatrain.model.choice import TORCH
 from megatrain.model.modules import ColumnLinear, Embedding, RMSNorm, RowLinear, linear, make_norm
 from megatrain.model.partition import Stage, parts, whole
@@ -90,14 +90,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, tensor: TensorParallel, kernel: Kernel) -> None:
         super().__init__()
-        self.swiglu = swiglu.swiglu if kernel is Kernel.triton else reference.swiglu
         intermediate = config.intermediate_size // tensor.size
         self.gate_up = ColumnLinear(config.hidden_size, 2 * intermediate, config.mlp_bias, tensor)
-        self.down = RowLinear(intermediate, config.hidden_size, config.mlp_bias, tensor)
+        product = (op if kernel is Kernel.triton else reference).swiglu_linear
+        self.down = RowLinear(intermediate, config.hidden_size, config.mlp_bias, tensor, product)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S / tp, hidden_size] from the same."""
-        output: Tensor = self.down(self.swiglu(self.gate_up(x)))
+        output: Tensor = self.down(self.gate_up(x))
         return output
 
 
@@ -233,7 +233,7 @@ class Transformer(nn.Module):
         if self.kernels.attention is AttentionKernel.flash:
             assert self.flash_attention is not None  # Else model/choice.py refuses it.
             return flash.prepare(self.flash_attention, documents, start.shape[1], self.config.sliding_window)
-        prepare = op.intervals if self.kernels.attention is AttentionKernel.triton else sdpa.prepare
+        prepare = intervals if self.kernels.attention is AttentionKernel.triton else sdpa.prepare
         return prepare(self._window(start), mask_end(start, end), keys=start.shape[1])
 
     def _window(self, start: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from megatrain.kernels.swiglu import op, reference
 from megatrain.kernels.swiglu.verify import case
@@ -34,6 +37,30 @@ def test_far_from_zero() -> None:
     assert y.tolist() == [[0.0, 0.0, 0.0, 90.0, 200.0]]
     (gradient,) = torch.autograd.grad(y.sum(), gate_up)
     assert gradient.tolist() == [[0.0, 0.0, 0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 90.0, 200.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_follows_has_the_same_bits(dtype: torch.dtype) -> None:
+    """As with the product kept, of which only what it is made of is."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for shape in ((2, 3, 80), (40, 16))]
+    gradient = torch.randn(2, 3, 16, generator=generator).to(dtype)
+
+    def run(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[Tensor], set[int]]:
+        """The result with gradients, and the widths of what is kept."""
+        kept: set[int] = set()
+
+        def keep(x: Tensor) -> Tensor:
+            kept.add(x.shape[-1])
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            z = function(*leaves)
+        return [z, *torch.autograd.grad(z, leaves, gradient)], kept
+
+    (results, kept), (expected, kept_apart) = run(op.swiglu_linear), run(lambda x, weight: op.swiglu(x) @ weight)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    assert (kept, kept_apart) == ({80, 16}, {80, 16, 40})
 
 
 def test_a_view() -> None:
