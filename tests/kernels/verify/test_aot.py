@@ -22,6 +22,7 @@ SPILLING = Compilation("center", f"{FAULTY}:spilling", POINTERS, {"BLOCK": 16384
 PRODUCT = Compilation("product", f"{FAULTY}:product", {"a": "*bf16", "b": "*bf16", "y": "*fp32"}, {"SIZE": 64})
 
 
+@pytest.mark.timeout(600)  # All targets at once: three minutes of one core.
 def test_every_kernel_keeps_to_its_budget() -> None:
     assert aot.run(KERNELS, TARGETS) == []
 
