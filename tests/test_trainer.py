@@ -11,8 +11,10 @@ import torch
 from megatrain.checkpoint.background import BackgroundSaver
 from megatrain.config import SavingConfig, TrainConfig
 from megatrain.engines.ranges import MASTER, Shard
-from megatrain.observe.metrics import MetricStream
+from megatrain.observe.metrics import LAG, MetricStream
+from megatrain.resilience.anomalies import Anomalies
 from megatrain.resilience.progress import Place, Progress
+from megatrain.resilience_config import AnomaliesConfig
 from megatrain.trainer import Trainer
 from tests import samples
 
@@ -69,6 +71,8 @@ def make_trainer(parts: Any) -> Trainer:
         events=None,
         held_out=lambda: iter([samples.batch(samples=1, sequence_length=4, seed=seed) for seed in range(3)]),
         kept_state={"config": {}, "tokenizer": {}, "wandb_run_id": ""},
+        anomalies=Anomalies(AnomaliesConfig(), LAG),
+        open_metrics=absent,
         step=STEP,
         progress=progress,
     )
