@@ -169,15 +169,11 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     loader = make_loader(Plan(config, sources), objective, saved, mesh)
     step = saved["step"] if saved else 0
     wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
-    if rank == 0:
+    if events is not None:
         write_run_files(config, run_dir, sources)
     anomalies = Anomalies(config.resilience.anomalies, LAG)
     anomalies.restore(saved.get("anomalies") if saved else None)
-
-    def open_metrics(step: int) -> MetricStream:
-        sinks = [] if rank else build_sinks(config, run_dir, step, wandb_run_id)
-        return MetricStream([*sinks, SkipSink(anomalies, events)])
-
+    open_metrics = partial(make_metrics, config, wandb_run_id, anomalies, events)
     trainer = Trainer(
         config=config,
         device=where,
@@ -209,6 +205,8 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         kernels=chosen.reasons,
         notes=[*cleaned, *passed_over],
     )
+    if saved:  # One more where something else is asked for now.
+        trainer.begin_segments(loader.state()["segments"][len(saved["data"]["segments"]) :])
     return trainer
 
 
@@ -289,6 +287,14 @@ def make_held_out(config: TrainConfig, objective: Objective, mesh: Mesh) -> Call
         rank=mesh.data_rank,
         ranks=mesh.data_size,
     )
+
+
+def make_metrics(
+    config: TrainConfig, wandb_run_id: str, anomalies: Anomalies, events: EventLog | None, step: int
+) -> MetricStream:
+    """The stream of a run that goes on after `step`. events: rank 0's."""
+    sinks = [] if events is None else build_sinks(config, Path(config.run_dir), step, wandb_run_id)
+    return MetricStream([*sinks, SkipSink(anomalies, events)])
 
 
 def write_run_files(config: TrainConfig, run_dir: Path, sources: list[Source]) -> None:

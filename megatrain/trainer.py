@@ -54,8 +54,8 @@ class Trainer:
     saved_step: the last one that has a checkpoint. held_out_loss: of which step, 0-dim on the device.
     blocked_seconds: how long the last save kept training waiting.
     anomalies: says which steps to skip and when to go back; among the sinks of metrics is one that tells it.
-    open_metrics: a stream for a run that goes on after a step; later records go.
-    undone: steps that were trained and gone back behind.
+    open_metrics: a stream for a run that goes on after a step; records of later ones are dropped.
+    undone: steps that this start trained and then went back behind.
     progress: is told where this is, for the watchdog.
     bad_members: where ranks say which ones they skipped; None where that is an error.
     """
@@ -200,7 +200,7 @@ class Trainer:
         saved, left = reader.state, self.step
         self.saver.manager.remove_after(saved["step"])
         self.undone += left - saved["step"]
-        self.step = saved["step"]
+        self.step = self.saved_step = saved["step"]
         self.held_out_loss = self.step, torch.tensor(saved.get("held_out_loss", math.nan))
         self.anomalies.restore(saved.get("anomalies"))
         self.anomalies.rollbacks += 1

@@ -140,3 +140,14 @@ def test_what_stays_wrong_ends_the_run(
     assert len(events(run_dir, "rollback")) == rollbacks
     (event,) = events(run_dir, "give_up")
     assert f"{run_dir}: {event['reason']}" == said
+
+
+def test_what_was_expected_of_other_batches_is_forgotten(small_set: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for shape in (("max_steps=4",), ("max_steps=6", "global_batch_size=4")):
+        with train(small_set, run_dir, *FP32, *shape, "optim.decay_steps=0", processes=1) as command:
+            command.succeed(300)
+    (segment,) = events(run_dir, "segment")
+    assert (segment["step"], segment["reason"]) == (4, "global_batch_size changed")
+    state = read_state(step_folder(run_dir, 6))["anomalies"]
+    assert (state["since"], [step for step, *_ in state["good"]]) == (5, [1, 2, 3, 4, 5, 6])
