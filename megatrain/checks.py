@@ -77,6 +77,8 @@ def _check_numbers(config: TrainConfig) -> None:
         "optim.learning_rate": config.optim.learning_rate,
         "optim.eps": config.optim.eps,
         "resilience.heartbeat_seconds": config.resilience.heartbeat_seconds,
+        "resilience.anomalies.window": config.resilience.anomalies.window,
+        "resilience.anomalies.within": config.resilience.anomalies.within,
     }
     not_negative = {
         "optim.weight_decay": config.optim.weight_decay,
@@ -94,6 +96,9 @@ def _check_numbers(config: TrainConfig) -> None:
         "evaluation.every": config.evaluation.every,
         "logger.console.every": config.logger.console.every,
         "launch.max_idle_share": config.launch.max_idle_share,
+        "resilience.anomalies.deviations": config.resilience.anomalies.deviations,
+        "resilience.anomalies.repeats": config.resilience.anomalies.repeats,
+        "resilience.anomalies.rollbacks": config.resilience.anomalies.rollbacks,
     }
     for key, value in positive.items():
         if not value > 0:
@@ -114,6 +119,10 @@ def _check_together(config: TrainConfig) -> None:
         first, last = window if isinstance(window, list) and len(window) == 2 else (1, 0)
         if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last):
             raise bad_value("data.pass_over", config.data.pass_over, "legal: [[FIRST,LAST],...], samples")
+    anomalies = config.resilience.anomalies
+    if anomalies.repeats > anomalies.within:
+        rule = f"legal: at most resilience.anomalies.within={anomalies.within}"
+        raise bad_value("resilience.anomalies.repeats", anomalies.repeats, rule)
     least = 4 * config.resilience.heartbeat_seconds
     if not config.resilience.timeout_seconds >= least:
         given, rule = config.resilience.timeout_seconds, "four resilience.heartbeat_seconds"

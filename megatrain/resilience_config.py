@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass
+class AnomaliesConfig:
+    """What becomes of steps whose loss or gradient norm isn't finite, or is far above those before."""
+
+    window: int = 128
+    """Good steps that say what is to be expected; before there are so many, only what isn't finite is skipped."""
+    deviations: float = 10.0
+    """A step is skipped whose loss or gradient norm lies so many standard deviations, estimated by the median absolute
+    one, above the median of the window; in logarithms, and a deviation is at least 1%. 0: only what isn't finite."""
+    repeats: int = 3
+    """So many skipped steps within `within` steps, and the run goes back to a checkpoint from before them. 0: never."""
+    within: int = 50
+    """The steps in which they are counted."""
+    rollbacks: int = 5
+    """How often a run goes back; the next time that it should, it ends with exit code 3."""
 
 
 @dataclass
 class ResilienceConfig:
-    """How a run notices that a rank is dead or hangs."""
+    """How a run notices that a rank is dead or hangs, and what it does about steps that go wrong."""
 
     heartbeat_seconds: float = 5.0
     """How often each rank gives a sign of life and looks for the others'."""
@@ -15,3 +32,4 @@ class ResilienceConfig:
     """How long a rank may be silent, or its main thread may stand still before the run is ended: while reading a batch,
     computing, updating, evaluating a micro-batch, saving a tensor. Three times as long in the first step of a start.
     At least four heartbeats."""
+    anomalies: AnomaliesConfig = field(default_factory=AnomaliesConfig)

@@ -51,12 +51,13 @@ from megatrain.model.initialization import InitialWeights
 from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
 from megatrain.observe.events import EventLog, SkipSink, versions
-from megatrain.observe.metrics import MetricStream
+from megatrain.observe.metrics import LAG, MetricStream
 from megatrain.observe.records import without_secrets
 from megatrain.observe.sinks import build_sinks, new_wandb_run_id
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement, Notices
+from megatrain.resilience.anomalies import Anomalies
 from megatrain.resilience.beats import FIRST_STEP
 from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import clear_outcome, write_outcome
@@ -168,17 +169,18 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     loader = make_loader(Plan(config, sources), objective, saved, mesh)
     step = saved["step"] if saved else 0
     wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
-    sinks = []
     if events is not None:
         write_run_files(config, run_dir, sources)
-        sinks = [*build_sinks(config, run_dir, step, wandb_run_id), SkipSink(events)]
+    anomalies = Anomalies(config.resilience.anomalies, LAG)
+    anomalies.restore(saved.get("anomalies") if saved else None)
+    open_metrics = partial(make_metrics, config, wandb_run_id, anomalies, events)
     trainer = Trainer(
         config=config,
         device=where,
         mesh=mesh,
         engine=engine,
         loader=loader,
-        metrics=MetricStream(sinks),
+        metrics=open_metrics(step),
         saver=saver,
         stopping=StopAgreement(stop, _store(), _attempt(), rank),
         events=events,
@@ -188,6 +190,8 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
             "tokenizer": {"sha256": sources[0].manifest.tokenizer_sha256, "eos_id": sources[0].manifest.eos_id},
             "wandb_run_id": wandb_run_id,
         },
+        anomalies=anomalies,
+        open_metrics=open_metrics,
         step=step,
         saved_step=step if saved else None,
         progress=progress,
@@ -201,6 +205,8 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         kernels=chosen.reasons,
         notes=[*cleaned, *passed_over],
     )
+    if saved:  # One more where something else is asked for now.
+        trainer.begin_segments(loader.state()["segments"][len(saved["data"]["segments"]) :])
     return trainer
 
 
@@ -281,6 +287,14 @@ def make_held_out(config: TrainConfig, objective: Objective, mesh: Mesh) -> Call
         rank=mesh.data_rank,
         ranks=mesh.data_size,
     )
+
+
+def make_metrics(
+    config: TrainConfig, wandb_run_id: str, anomalies: Anomalies, events: EventLog | None, step: int
+) -> MetricStream:
+    """The stream of a run that goes on after `step`. events: rank 0's."""
+    sinks = [] if events is None else build_sinks(config, Path(config.run_dir), step, wandb_run_id)
+    return MetricStream([*sinks, SkipSink(anomalies, events)])
 
 
 def write_run_files(config: TrainConfig, run_dir: Path, sources: list[Source]) -> None:

@@ -6,16 +6,18 @@ Design choices:
 - It never waits for the device. Counts, losses and the decision to skip are tensors; metrics are read when they have
   arrived, at most MetricStream's lag of steps later.
 - A step is over for good only when a checkpoint has it; what is logged after one is logged again (law 7).
+- Going back to a checkpoint in mid-run is what a new start does, in place: the same reader, loader and cut of the logs.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -28,12 +30,15 @@ from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.format import TrainerState
 from megatrain.config import TrainConfig
 from megatrain.data.loader import Loader, RankBatch
+from megatrain.data.segments import Segment
+from megatrain.data.state import State
 from megatrain.engines.engine import Engine
 from megatrain.errors import GaveUp
 from megatrain.observe.events import EventLog
 from megatrain.observe.metrics import DIGEST, MetricStream
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Notices
+from megatrain.resilience.anomalies import Anomalies, Series
 from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement
 
@@ -48,6 +53,9 @@ class Trainer:
     kept_state: what every checkpoint says besides step, samples and data (config, tokenizer, wandb_run_id).
     saved_step: the last one that has a checkpoint. held_out_loss: of which step, 0-dim on the device.
     blocked_seconds: how long the last save kept training waiting.
+    anomalies: says which steps to skip and when to go back; among the sinks of metrics is one that tells it.
+    open_metrics: a stream for a run that goes on after a step; records of later ones are dropped.
+    undone: steps that this start trained and then went back behind.
     progress: is told where this is, for the watchdog.
     bad_members: where ranks say which ones they skipped; None where that is an error.
     """
@@ -63,7 +71,10 @@ class Trainer:
     events: EventLog | None
     held_out: Callable[[], Iterator[Batch]]
     kept_state: dict[str, Any]
+    anomalies: Anomalies
+    open_metrics: Callable[[int], MetricStream]
     step: int = 0
+    undone: int = 0
     saved_step: int | None = None
     progress: Progress = field(default_factory=Progress)
     bad_members: Notices | None = None
@@ -79,16 +90,26 @@ class Trainer:
             batch = next(self.loader, None)
             if batch is None:
                 break
-            for segment in batch.begun:
-                self.event("segment", **segment)
+            self.begin_segments(batch.begun)
             self.note_bad_members(batch.bad_members)
             self.train_step(batch, began)
             began = time.perf_counter()
-            self.after_step()
-            reason = self.stopping.poll(self.step)
+            if series := self.anomalies.series(self.step):
+                self.go_back(series)
+            else:
+                self.after_step()
+            # Counted on where the run goes back: a stop that is agreed is to come as soon.
+            reason = self.stopping.poll(self.step + self.undone)
         self.save_last()
         self.note_bad_members()  # All ranks have come to the end.
         return reason
+
+    def begin_segments(self, segments: Sequence[Segment]) -> None:
+        """Those that begin with the next step."""
+        for segment in segments:
+            self.event("segment", **segment)
+            if segment["passed_over"] is None:
+                self.anomalies.begin_anew(self.step + 1)
 
     def note_bad_members(self, met: Sequence[str] = ()) -> None:
         """Leaves those that this rank met first in the step at hand to rank 0, which writes down each once."""
@@ -108,7 +129,10 @@ class Trainer:
         stats = self.engine.accumulate(micro_batches, target_count)
         assert stats.gradient_norm is not None
         loss = stats.loss()
-        skip = (target_count == 0) | ~torch.isfinite(loss) | ~torch.isfinite(stats.gradient_norm)
+        limits = self.anomalies.limits(self.step)
+        finite = torch.isfinite(loss) & torch.isfinite(stats.gradient_norm)
+        above = (loss > limits.loss) | (stats.gradient_norm > limits.gradient_norm)
+        skip = (target_count == 0) | ~finite | above
         learning_rate = schedule.learning_rate(self.config.optim, self.step, self.config.max_steps)
         self.progress.at(self.step + 1, "apply")
         self.engine.apply(learning_rate, skip)
@@ -120,6 +144,8 @@ class Trainer:
             {
                 "step": self.step,
                 "tokens": batch.tokens,
+                "first_sample": batch.first,
+                "last_sample": batch.last,
                 "learning_rate": learning_rate,
                 "step_seconds": seconds,
                 "tokens_per_second": tokens / seconds,
@@ -154,6 +180,44 @@ class Trainer:
         if _due(saving.every, self.step) or _due(saving.keep_every, self.step):
             self.save()
         self.note_save()
+
+    def go_back(self, series: Series) -> None:
+        """Goes on from the newest checkpoint that is older than `series`, behind the samples trained on since.
+
+        Raises GaveUp where there is none, or the run has gone back often enough.
+        """
+        self.progress.at(self.step, "go_back")
+        config = self.config.resilience.anomalies
+        reason = f"{len(series.steps)} steps skipped from {series.steps[0]} to {series.steps[-1]}: {series.reason}"
+        if self.anomalies.rollbacks >= config.rollbacks:
+            self.give_up(f"{reason}; resilience.anomalies.rollbacks={config.rollbacks} are used up")
+        self.saver.wait()
+        self.note_save()
+        self.metrics.close()
+        reader, altered = self.saver.manager.load(self.engine.load_shards, series.steps[0], self.progress.goes_on)
+        if reader is None:
+            self.give_up(f"{reason}; there is no checkpoint from before to go back to")
+        saved, left = reader.state, self.step
+        self.saver.manager.remove_after(saved["step"])
+        self.undone += left - saved["step"]
+        self.step = self.saved_step = saved["step"]
+        self.held_out_loss = self.step, torch.tensor(saved.get("held_out_loss", math.nan))
+        self.anomalies.restore(saved.get("anomalies"))
+        self.anomalies.rollbacks += 1
+        data = cast(State, saved["data"])
+        self.loader = self.loader.go_back(data, self.step, series.last_sample, reason)
+        self.metrics = self.open_metrics(self.step)
+        segments = self.loader.state()["segments"][len(data["segments"]) :]
+        passed_over = segments[-1]["passed_over"]
+        self.event("rollback", reason=reason, left_step=left, passed_over=passed_over, notes=altered)
+        self.begin_segments(segments)
+        # At once: a start after this one is to know of it.
+        self.save()
+
+    def give_up(self, reason: str) -> NoReturn:
+        """Ends the run with exit code 3."""
+        self.event("give_up", reason=reason)
+        raise GaveUp(f"{self.config.run_dir}: {reason}")
 
     def evaluate(self) -> None:
         """The held-out loss, as a record of its own."""
@@ -218,6 +282,7 @@ class Trainer:
             config=self.kept_state["config"],
             tokenizer=self.kept_state["tokenizer"],
             wandb_run_id=self.kept_state["wandb_run_id"],
+            anomalies=self.anomalies.state(),
         )
         evaluated_step, loss = self.held_out_loss
         if evaluated_step == self.step and torch.isfinite(loss):

@@ -42,18 +42,20 @@ from megatrain.data.loader import RankBatch
 from megatrain.engines.ranges import MASTER, Shard
 from megatrain.model.choice import TORCH
 from megatrain.model.transformer import Transformer
-from megatrain.observe.metrics import MetricStream
+from megatrain.observe.events import SkipSink
+from megatrain.observe.metrics import LAG, MetricStream
 from megatrain.observe.sinks import JsonlSink
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
+from megatrain.resilience.anomalies import Anomalies
 from megatrain.resilience.progress import Progress
+from megatrain.resilience_config import AnomaliesConfig
 from megatrain.train import chunks
 from megatrain.trainer import Trainer
 from tests import fake_gpu, samples
 
 RANKS = 16
 STEPS = 5
-LAG = 2
 PRECISIONS = (Precision.bf16, Precision.fp32)
 ENGINES: dict[str, EngineConfig] = {
     # Weights stay whole: nothing that DeepSpeed cuts is missing.
@@ -186,18 +188,23 @@ def make_trainer(
     engine = select.make(chosen, precision, 2, config.optim.gradient_clip, sources=2)
     engine.build(model, mesh, partial(optimizer.build, config.optim, config.model))
     absent: Any = None
+    anomalies = Anomalies(AnomaliesConfig(window=1), LAG)
+    # So that later steps have limits: what is read of the fake device says of each that it was skipped.
+    anomalies.restore({"good": [(1, 1.0, 1.0)], "bad": [], "since": 1, "rollbacks": 0})
     return Trainer(
         config=config,
         device=device.device(),
         mesh=mesh,
         engine=engine,
         loader=absent,
-        metrics=MetricStream([JsonlSink(folder / "metrics.jsonl", 0)], LAG),
+        metrics=MetricStream([JsonlSink(folder / "metrics.jsonl", 0), SkipSink(anomalies, None)]),
         saver=BackgroundSaver(absent, config.saving, Progress(), Progress()),
         stopping=absent,
         events=None,
         held_out=lambda: iter(held_out),
         kept_state={},
+        anomalies=anomalies,
+        open_metrics=absent,
     )
 
 

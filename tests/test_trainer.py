@@ -1,4 +1,4 @@
-"""The trainer says where it is while it evaluates and saves, where no step tells."""
+"""The trainer says where it is while it evaluates, saves and goes back, where no step tells; and what it keeps then."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from megatrain.checkpoint.background import BackgroundSaver
 from megatrain.config import SavingConfig, TrainConfig
 from megatrain.engines.ranges import MASTER, Shard
-from megatrain.observe.metrics import MetricStream
+from megatrain.observe.metrics import LAG, MetricStream
+from megatrain.resilience.anomalies import Anomalies, Series
 from megatrain.resilience.progress import Place, Progress
+from megatrain.resilience_config import AnomaliesConfig
 from megatrain.trainer import Trainer
 from tests import samples
 
@@ -50,6 +53,26 @@ class Parts:
     def remove_obsolete(self, _config: object) -> list[int]:
         return []
 
+    def load(self, load: Any, before: int, on_read: Any) -> Any:
+        """The checkpoint of a step."""
+        assert before == 3
+        load(None)
+        on_read()
+        data = {"n": 16, "segments": [{"passed_over": None}]}
+        return SimpleNamespace(state={"step": 2, "data": data, "held_out_loss": 1.5}), []
+
+    def load_shards(self, _reader: object) -> None:
+        self.places.append(self.trainer.progress.place)
+
+    def remove_after(self, step: int) -> None:
+        assert step == 2
+
+    def go_back(self, data: Any, step: int, until: int, reason: str) -> Any:
+        """The loader's."""
+        assert (step, until, reason) == (2, 31, "2 steps skipped from 3 to 4: loss nan")
+        segments = [*data["segments"], {"passed_over": [16, until]}]
+        return SimpleNamespace(state=lambda: {"n": until + 1, "segments": segments})
+
     def take(self, items: Iterable[object]) -> None:
         self.places += [self.trainer.progress.place for _ in items]
 
@@ -69,6 +92,8 @@ def make_trainer(parts: Any) -> Trainer:
         events=None,
         held_out=lambda: iter([samples.batch(samples=1, sequence_length=4, seed=seed) for seed in range(3)]),
         kept_state={"config": {}, "tokenizer": {}, "wandb_run_id": ""},
+        anomalies=Anomalies(AnomaliesConfig(), LAG),
+        open_metrics=absent,
         step=STEP,
         progress=progress,
     )
@@ -95,3 +120,37 @@ def test_a_save_still_running_at_the_end_is_the_last_one() -> None:
     trainer.save_last()
     assert trainer.saved_step == STEP
     assert trainer.saver.collect() is None
+
+
+def test_going_back_keeps_what_is_known_of_the_checkpoint_and_saves_it_again() -> None:
+    trainer = make_trainer(parts := Parts())
+    trainer.loader, trainer.open_metrics = parts, lambda _step: MetricStream([])  # type: ignore[assignment]
+    trainer.go_back(Series((3, 4), 31, "loss nan"))
+    trainer.saver.wait()
+    assert (trainer.step, trainer.undone, trainer.anomalies.rollbacks) == (2, STEP - 2, 1)
+    assert trainer.loader.state()["n"] == 32
+    assert trainer._state().get("held_out_loss") == 1.5
+    assert parts.places == [Place(STEP, "go_back"), *[Place(2, "save")] * 2]
+
+
+def test_a_stop_comes_as_soon_where_the_run_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks agree on a number of steps from now; going back doesn't put it off."""
+    trainer, polled = make_trainer(Parts()), []
+    trainer.step, trainer.loader = 0, iter([SimpleNamespace(begun=(), bad_members=())] * 9)  # type: ignore[assignment]
+    trainer.anomalies = SimpleNamespace(series=lambda step: step == 4 and not trainer.undone)  # type: ignore[assignment]
+
+    def step(_batch: object, _began: float) -> None:
+        trainer.step += 1
+
+    def go_back(_series: object) -> None:
+        trainer.step, trainer.undone = 2, 2
+
+    def poll(steps: int) -> str | None:
+        polled.append((trainer.step, steps))
+        return "asked" if steps == 6 else None
+
+    trainer.stopping = SimpleNamespace(poll=poll)  # type: ignore[assignment]
+    for name, stand_in in {"train_step": step, "go_back": go_back, "save_last": lambda: None}.items():
+        monkeypatch.setattr(trainer, name, stand_in)
+    assert trainer.run() == "asked"
+    assert polled == [(1, 1), (2, 2), (3, 3), (2, 4), (3, 5), (4, 6)]

@@ -19,6 +19,7 @@ from typing import Any, NotRequired, TypedDict
 import xxhash
 
 from megatrain.errors import GaveUp
+from megatrain.resilience.anomalies import AnomaliesState
 from megatrain.storage import Folder, listing, read_file
 
 VERSION = 1
@@ -56,6 +57,8 @@ class TrainerState(TypedDict):
     wandb_run_id: str | None
     held_out_loss: NotRequired[float]
     """Of this step, where it was evaluated."""
+    anomalies: NotRequired[AnomaliesState]
+    """What is known of the steps before, for those that come."""
     rng: NotRequired[dict[str, Any]]
     """States of random number generators, where any are used."""
     weights_only: NotRequired[bool]

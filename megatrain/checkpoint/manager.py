@@ -105,20 +105,24 @@ class CheckpointManager:
         self._on_rank_0(doing, partial(remotes.upload_run, self.run_dir, remote))
         self._on_rank_0(doing, partial(remotes.upload_commit, folder, remote))
 
-    def load(self, load: Callable[[ShardReader], None]) -> tuple[CheckpointReader | None, list[str]]:
+    def load(
+        self, load: Callable[[ShardReader], None], before: int | None = None, on_read: Callable[[], None] = _nothing
+    ) -> tuple[CheckpointReader | None, list[str]]:
         """Gives `load` the newest whole checkpoint; every byte that it reads is verified. Collective.
 
+        before: the step that it is to be older than, if any. on_read: called with each range that is read.
         Returns its reader (None: the run has no checkpoint yet), and why newer ones were passed over. An altered one
         gets another name, so that nothing takes it for whole again. Raises GaveUp where no committed one is whole; they
         keep their names then, and the next start raises it again.
         """
-        found = iter(every(self.run_dir, self.url) if self.rank == 0 else ())
+        there = every(self.run_dir, self.url) if self.rank == 0 else []
+        found = (one for one in there if before is None or one.step < before)
         passed_over: list[str] = []
         altered: list[Path] = []
         # Rank 0 says which: on a shared file system another may see other folders.
         while chosen := self.agree(_next_whole(found, passed_over)):
             folder = storage.root(chosen, "checkpoint") if storage.URL.match(chosen) else Path(chosen)
-            reader, failure = self._read(folder, load)
+            reader, failure = self._read(folder, load, on_read)
             if failure is None:
                 # Not before: where none is whole, the next start would take the run for a new one.
                 for each in altered:
@@ -131,7 +135,9 @@ class CheckpointManager:
             raise GaveUp(f"{self.run_dir}: none of its checkpoints is whole: {reason}")
         return None, []
 
-    def _read(self, folder: Folder, load: Callable[[ShardReader], None]) -> tuple[CheckpointReader | None, str | None]:
+    def _read(
+        self, folder: Folder, load: Callable[[ShardReader], None], on_read: Callable[[], None]
+    ) -> tuple[CheckpointReader | None, str | None]:
         """The reader of a folder that `load` has loaded, or what a rank found altered in it."""
         reader, failure = None, None
         try:
@@ -141,9 +147,19 @@ class CheckpointManager:
         failure = self.agree(failure)
         if reader is None or failure is not None:
             return None, failure
-        patient = _Patient(reader)
+        patient = _Patient(reader, on_read)
         load(patient)
         return reader, self.agree(patient.failure)
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, here and at the remote. Raises NotSaved where they can't be."""
+
+        def remove() -> None:
+            for found in every(self.run_dir, self.url):
+                if found.step > step:
+                    remotes.remove(found.path)
+
+        self._on_rank_0(f"{self.run_dir}: checkpoints after step {step} not removed", remove)
 
     def remove_obsolete(self, config: SavingConfig) -> list[int]:
         """Removes the checkpoints that need not stay; the steps, on rank 0. One that can't be removed now is later."""
@@ -184,8 +200,9 @@ class CheckpointManager:
 class _Patient:
     """A ShardReader that gives zeros for what can't be read, and remembers why."""
 
-    def __init__(self, reader: CheckpointReader) -> None:
+    def __init__(self, reader: CheckpointReader, on_read: Callable[[], None]) -> None:
         self.reader = reader
+        self.on_read = on_read
         self.failure: str | None = None
 
     @property
@@ -195,6 +212,7 @@ class _Patient:
 
     def read(self, state: str, name: str, start: int, stop: int) -> Tensor:
         """See ShardReader."""
+        self.on_read()
         try:
             return self.reader.read(state, name, start, stop)
         except BrokenCheckpoint as error:

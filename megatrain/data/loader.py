@@ -95,6 +95,12 @@ class Loader(Iterator[RankBatch]):
         """Where the next step begins; JSON."""
         return self._state
 
+    def go_back(self, state: State, step: int, until: int, reason: str) -> Loader:
+        """A loader in place of this one that goes on from `state`, of `step` steps, behind sample `until`."""
+        self.close()
+        state = self._plan.pass_over(state, step, until, reason)
+        return Loader(self._plan, self._objective, state, step=step, rank=self._rank, ranks=self._ranks)
+
     def close(self) -> None:
         """Ends the thread that reads ahead."""
         self._ahead.close()

@@ -111,6 +111,10 @@ class Plan:
             n = state["n"]
         return state
 
+    def pass_over(self, state: State, step: int, until: int, reason: str) -> State:
+        """`state`, of `step` steps, with a segment more that begins behind sample `until`, which is still to come."""
+        return then(self.advance(state, step), self.state(step, reason), until)
+
     def _window(self, first: int, end: int) -> int | None:
         """The last sample of a window that samples [first, end) touch."""
         touched = [last for begin, last in self.config.data.pass_over if begin < end and last >= first]

@@ -5,7 +5,7 @@ Design choices:
 - A line has `event`, `step` (the last one trained), `time` (seconds since 1970) and what else the event is about.
   `start` and `resume` say what the run report shows of the machine: `world_size`, `device` and `versions`.
 - Whether a step was skipped is known on the device only, and to the host when the step's record has arrived. So a sink
-  writes the `skip` event.
+  learns of it and writes the `skip` event.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from megatrain.observe.records import LineFile, Record
+from megatrain.resilience.anomalies import Anomalies, Measured
 
 PACKAGES = ("megatrain", "torch", "deepspeed", "transformers")
 
@@ -37,18 +39,33 @@ class EventLog:
 
 
 class SkipSink:
-    """A sink of metrics that writes a `skip` event for each step whose record says `skipped`."""
+    """A sink of metrics that tells `anomalies` of each step, and writes a `skip` event for each that was skipped.
 
-    def __init__(self, events: EventLog) -> None:
+    events: None on ranks that write none; they have to know all the same.
+    """
+
+    def __init__(self, anomalies: Anomalies, events: EventLog | None) -> None:
+        self.anomalies = anomalies
         self.events = events
 
     def write(self, record: Record) -> None:
-        if record.get("skipped"):
-            step = record["step"]
-            assert isinstance(step, int)
-            self.events.write(
-                "skip", step, **{name: record.get(name) for name in ("loss", "grad_norm", "target_count")}
+        if "skipped" not in record:
+            return  # Of an evaluation.
+        values: Any = record
+        step = values["step"]
+        reason = self.anomalies.learn(
+            Measured(
+                step,
+                loss=values["loss"],
+                gradient_norm=values["grad_norm"],
+                target_count=values["target_count"],
+                skipped=values["skipped"],
+                last_sample=values["last_sample"],
             )
+        )
+        if reason is not None and self.events is not None:
+            names = ("loss", "grad_norm", "target_count", "first_sample", "last_sample")
+            self.events.write("skip", step, reason=reason, **{name: values[name] for name in names})
 
     def flush(self) -> None:
         """Events are written durably."""

@@ -4,7 +4,7 @@ Design choices:
 - `push` only starts copies. A record is written when its copies have landed, in the order of the pushes.
 - `push` waits for the record `lag` pushes back. So the host never runs more than `lag` steps ahead of the device, which
   bounds what is queued and how late a bad number, a signal or a hang is noticed. That bound is needed on every rank,
-  so every rank pushes; only rank 0 has sinks.
+  so every rank pushes.
 - On the CPU copies have landed at once, and a record is written in its own step.
 """
 
@@ -22,15 +22,18 @@ from megatrain.observe.sinks import Sink
 DIGEST = "batch_digest"
 """The one tensor that isn't a number to plot: 64 bits, int64 on the device, written as 16 hexadecimal digits."""
 
+LAG = 2
+"""How many steps the host may be ahead of the device."""
+
 
 class MetricStream:
     """Takes what each step measured and hands it to the sinks, in order.
 
-    sinks: where records go; none on ranks other than 0.
-    lag: how many steps the host may be ahead of the device.
+    sinks: where records go; those that write are rank 0's.
+    lag: see LAG.
     """
 
-    def __init__(self, sinks: Sequence[Sink], lag: int = 2) -> None:
+    def __init__(self, sinks: Sequence[Sink], lag: int = LAG) -> None:
         self.sinks = sinks
         self.lag = lag
         self.pending: deque[tuple[Record, device.PendingCopy]] = deque()

@@ -24,6 +24,7 @@ PHASES = {
     "metrics": "waiting for the metrics of step",
     "evaluate": "evaluating after step",
     "save": "saving step",
+    "go_back": "going back to a checkpoint after step",
 }
 """The phases of a step, in order, and how a sentence says them."""
 
@@ -69,8 +70,12 @@ class Progress:
     def pieces(self, items: Iterable[T]) -> Iterator[T]:
         """`items`, each one progress within the same part: ranks may have different numbers of them."""
         for item in items:
-            self.place = Place(self.place.step, self.place.phase, self.place.part)
+            self.goes_on()
             yield item
+
+    def goes_on(self) -> None:
+        """Progress within the same part."""
+        self.place = Place(self.place.step, self.place.phase, self.place.part)
 
     def meeting(self, agree: Callable[[str | None], str | None]) -> Callable[[str | None], str | None]:
         """`agree` with a part for the waiting and one for what comes after: who waits is ahead of who works."""

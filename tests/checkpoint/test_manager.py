@@ -112,6 +112,22 @@ def test_newest_passes_over_what_is_not_whole_and_says_why(tmp_path: Path) -> No
     ]
 
 
+def test_going_back_loads_an_older_one_and_those_after_it_are_gone(tmp_path: Path) -> None:
+    for step in (9, 10, 11, 12):
+        save(tmp_path, step)
+    with (step_folder(tmp_path, 10) / "rank_00000.bin").open("r+b") as data:
+        data.write(b"altered")
+    manager, read = CheckpointManager(tmp_path), []
+    reader, altered = manager.load(lambda reader: read.append(reader.read(MASTER, "head", 0, 3)), 11, lambda: None)
+    assert reader is not None
+    assert reader.state["step"] == 9
+    assert len(altered) == 1
+    assert len(read) == 2
+    manager.remove_after(9)
+    assert [found.step for found in scan(tmp_path)] == [9]
+    assert manager.load(lambda _: None, before=9) == (None, [])
+
+
 def test_clean_removes_only_what_was_never_committed(tmp_path: Path) -> None:
     for step in (10, 11, 12):
         save(tmp_path, step)

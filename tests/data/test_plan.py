@@ -143,6 +143,24 @@ def test_a_window_is_passed_over_by_whole_steps(folder: Path) -> None:
     assert digests([batches[:2]]) == digests([plain[:2]])
 
 
+def test_going_back_passes_over_what_came_since(folder: Path) -> None:
+    """Five steps were trained; two count, and the samples of the other three are left out."""
+    plan = plan_of(config_of(folder, phases={"wide": PhaseConfig(after_step=3, global_batch_size=12)}))
+    _, saved = run(plan, 2)
+    loader = Loader(plan, build(ObjectiveConfig(), True), saved, step=2)
+    trained = [next(loader) for _ in range(3)]
+    loader = loader.go_back(saved, step=2, until=trained[-1].last, reason="loss nan")
+    state = loader.state()
+    assert (state["n"], state["segments"][:-1]) == (48, saved["segments"])
+    assert state["segments"][-1]["passed_over"] == [16, 47]
+    assert state["segments"][-1]["reason"] == "loss nan"
+    again = [next(loader) for _ in range(3)]
+    loader.close()
+    assert [(batch.first, batch.last, batch.tokens) for batch in again] == [(48, 55, 120), (56, 67, 180), (68, 79, 240)]
+    (batches,), _ = run(plan, 3, state, step=2)
+    assert digests([again]) == digests([batches])
+
+
 @examples(max_examples=25, deadline=None)
 @given(
     stop=st.integers(1, 11),

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from megatrain.observe.events import EventLog, SkipSink, versions
-from megatrain.observe.records import read
+from megatrain.observe.records import Record, read
+from megatrain.resilience.anomalies import Anomalies
+from megatrain.resilience_config import AnomaliesConfig
 
 
 def test_events_are_added_also_after_a_half_written_line(tmp_path: Path) -> None:
@@ -30,13 +32,25 @@ def test_events_are_added_also_after_a_half_written_line(tmp_path: Path) -> None
 
 
 def test_a_skipped_step_is_an_event_that_json_can_say(tmp_path: Path) -> None:
-    sink = SkipSink(EventLog(tmp_path / "events.jsonl"))
-    sink.write({"step": 4, "loss": 1.0, "grad_norm": 2.0, "target_count": 9, "skipped": False})
+    sink = SkipSink(Anomalies(AnomaliesConfig(), lag=0), EventLog(tmp_path / "events.jsonl"))
+    samples: Record = {"target_count": 9, "first_sample": 40, "last_sample": 47}
+    sink.write(samples | {"step": 4, "loss": 1.0, "grad_norm": 2.0, "skipped": False})
     sink.write({"step": 4, "held_out_loss": 1.0})
-    sink.write({"step": 5, "loss": math.nan, "grad_norm": math.inf, "target_count": 9, "skipped": True})
+    sink.write(samples | {"step": 5, "loss": math.nan, "grad_norm": math.inf, "skipped": True})
     line = json.loads((tmp_path / "events.jsonl").read_text())
-    assert (line["event"], line["step"], line["loss"], line["target_count"]) == ("skip", 5, None, 9)
+    assert (line["event"], line["step"], line["loss"], line["reason"]) == ("skip", 5, None, "loss nan")
+    assert {name: line[name] for name in samples} == samples
     assert line["non_finite"] == {"loss": "nan", "grad_norm": "inf"}
+
+
+def test_ranks_that_write_no_events_learn_of_the_steps_too() -> None:
+    anomalies = Anomalies(AnomaliesConfig(), lag=0)
+    sink = SkipSink(anomalies, None)
+    samples: Record = {"target_count": 9, "first_sample": 40, "last_sample": 47}
+    sink.write(samples | {"step": 1, "loss": 1.0, "grad_norm": 2.0, "skipped": False})
+    sink.write(samples | {"step": 2, "loss": 9.0, "grad_norm": math.nan, "skipped": True})
+    assert anomalies.state()["good"] == [(1, 1.0, 2.0)]
+    assert anomalies.state()["bad"] == [(2, 47, "gradient norm nan")]
 
 
 def test_the_versions_are_those_that_are_imported() -> None:

@@ -42,7 +42,7 @@ def test_who_waits_for_a_meeting_is_ahead_of_who_still_works() -> None:
 
 def test_steps_done_are_those_whose_update_is_over() -> None:
     done = [Place(4, phase).steps_done for phase in PHASES]
-    assert done == [3, 3, 3, 4, 4, 4]
+    assert done == [3, 3, 3, 4, 4, 4, 4]
 
 
 def test_telling_costs_microseconds() -> None:
