@@ -218,7 +218,7 @@ def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(small_set: Path, tmp
     outcome = read_outcome(run_dir)
     assert outcome is not None
     assert (outcome.exit_code, outcome.rank) == (BUG, 1)
-    assert outcome.reason == "RuntimeError: two halves make no whole"
+    assert outcome.reason == f"rank {outcome.rank} ({socket.gethostname()}): RuntimeError: two halves make no whole"
 
 
 def test_a_killed_rank_takes_the_others_along(small_set: Path, tmp_path: Path) -> None:
