@@ -88,6 +88,8 @@ def main(arguments: Sequence[str]) -> int:
         if rank == 0:
             print(f"megatrain train: {error}", file=sys.stderr)
         return error.exit_code
+    # Here, not in the launcher: plain torchrun has none of ours. They are read when a process group is made.
+    os.environ.update(config.cluster.environment)
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank == 0:

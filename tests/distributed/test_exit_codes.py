@@ -73,6 +73,7 @@ IMPOSSIBLE = {
     "launch.nodes=2": "launch.rendezvous=null: launch.nodes=2 need HOST:PORT to meet at",
     "data.remote.retries=-1": "data.remote.retries=-1: legal: 0 or more",
     "data.cache.bytes=0": "data.cache.bytes=0: legal: above 0",
+    "cluster.environment.LD_PRELOAD=a": "cluster.environment=LD_PRELOAD: legal: variables of NCCL, its libfabric",
     "launch.processes=0": "launch.processes=0: legal: above 0",
     "resilience.heartbeat_seconds=0": "resilience.heartbeat_seconds=0.0: legal: above 0",
     "resilience.timeout_seconds=15": "resilience.timeout_seconds=15.0: legal: at least 20.0, four resilience.heartbeat",

@@ -30,7 +30,7 @@ def test_a_node_that_crashes_three_starts_is_left_out_of_the_fourth(tmp_path: Pa
     (tmp_path / "bin" / "megatrain").write_text(CRASHES_ON_NODE1)
     (tmp_path / "bin" / "megatrain").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    command = ["sbatch", "--parsable", "--nodes=1", "--output=job.log", PRETRAIN, "run_dir=run"]
+    command = ["sbatch", "--parsable", "--nodes=1", "--output=job.log", str(PRETRAIN), "run_dir=run"]
     printed = subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True)
     wait_for_the_end([printed.stdout.strip()], 110, tmp_path)
     log = (tmp_path / "job.log").read_text()

@@ -26,7 +26,7 @@ def submit(folder: Path, *words: str) -> list[str]:
     """Starts a pipeline in `folder`, where its jobs' logs come to lie; the jobs' numbers."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    command = [PIPELINE, *words]
+    command = [str(PIPELINE), *words]
     printed = subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True, text=True).stdout
     return [line.rpartition(" ")[2] for line in printed.splitlines()]
 
