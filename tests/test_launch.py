@@ -128,6 +128,8 @@ def test_a_crash_is_requeued_unless_megatrain_never_began(environment: dict[str,
     [
         ("rank 3 (node8) was killed by signal 9", ["node8"]),
         ("ranks 8, 9 and 4 more (node7, node8) gave no sign of life for 60 s, last seen computing", ["node7", "node8"]),
+        ("rank 3 (node8.cluster.example.org) died, last seen saving step 7", ["node8"]),
+        ("rank 3 (login) was killed by signal 9", []),
         ('rank 5 (node7): RuntimeError: CUDA error: "uncorrectable ECC error" (rank 2)', ["node7"]),
         ("all 16 ranks have been computing step 7 (forward) for 60 s, none is behind the others", []),
         ("rank 3 (node7) lost the store on node8 while computing step 7: no answer", []),
