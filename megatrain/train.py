@@ -88,8 +88,6 @@ def main(arguments: Sequence[str]) -> int:
         if rank == 0:
             print(f"megatrain train: {error}", file=sys.stderr)
         return error.exit_code
-    # Here, not in the launcher: plain torchrun has none of ours. They are read when a process group is made.
-    os.environ.update(config.cluster.environment)
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank == 0:
@@ -97,6 +95,8 @@ def main(arguments: Sequence[str]) -> int:
         clear_outcome(run_dir, before=psutil.Process().create_time())
     watchdog: Watchdog | None = None
     try:
+        # Not in the launcher, which plain torchrun hasn't. They are read when a process group is made.
+        os.environ.update(config.cluster.environment)
         where = device.start(waiting_seconds(config), config.deterministic)
         layout.check_ranks(config, dist.get_world_size(), device.ranks_of_this_node())
         trainer = build(config, sources, where, stop)
