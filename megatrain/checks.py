@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,9 @@ from megatrain.model import spec
 from megatrain.schedule import decay_steps, warmup_steps
 from megatrain.storage import StorageError
 
+CLUSTER_VARIABLE = re.compile("(NCCL|OFI_NCCL|TORCH_NCCL|FI|GLOO)_[A-Z0-9_]+")
+"""What cluster.environment may set."""
+
 
 def check(config: TrainConfig) -> list[Source]:
     """What can be told before the number of ranks is known. Raises InputError. Returns the data, opened."""
@@ -43,6 +47,7 @@ def check(config: TrainConfig) -> list[Source]:
     spec.check(config.model)
     objectives.check(config.objective)
     _check_engine(config)
+    _check_cluster(config)
     layout.check(config)
     if config.launch.nodes > 1 and config.launch.rendezvous is None:
         raise bad_value("launch.rendezvous", "null", f"launch.nodes={config.launch.nodes} need HOST:PORT to meet at")
@@ -136,6 +141,14 @@ def _check_together(config: TrainConfig) -> None:
             f"and {decay} steps of decay don't fit into max_steps={config.max_steps}; "
             f"legal: at most {max(0, config.max_steps - decay)}",
         )
+
+
+def _check_cluster(config: TrainConfig) -> None:
+    """The names, as far as they can be told: what no library reads would be a setting without effect."""
+    for name in config.cluster.environment:
+        if not CLUSTER_VARIABLE.fullmatch(name):
+            legal = "legal: variables of NCCL, its libfabric plugin, PyTorch's NCCL, libfabric and gloo"
+            raise bad_value("cluster.environment", name, f"{legal}: NCCL_, OFI_NCCL_, TORCH_NCCL_, FI_, GLOO_")
 
 
 def _check_engine(config: TrainConfig) -> None:

@@ -400,6 +400,17 @@ class LaunchConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """What the libraries that move data between the ranks are told of the machines and of the network."""
+
+    name: str = "generic"
+    """Which cluster it is; cluster=NAME chooses it."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the ranks, over those that the shell has set: cluster.environment.NCCL_DEBUG=INFO. Their
+    names begin with NCCL_, OFI_NCCL_, TORCH_NCCL_, FI_ or GLOO_."""
+
+
+@dataclass
 class TrainConfig:
     """`megatrain train`."""
 
@@ -437,4 +448,5 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str]) -> int:
         clear_outcome(run_dir, before=psutil.Process().create_time())
     watchdog: Watchdog | None = None
     try:
+        # Not in the launcher, which plain torchrun hasn't. They are read when a process group is made.
+        os.environ.update(config.cluster.environment)
         where = device.start(waiting_seconds(config), config.deterministic)
         layout.check_ranks(config, dist.get_world_size(), device.ranks_of_this_node())
         trainer = build(config, sources, where, stop)
@@ -118,7 +121,9 @@ def _failed(error: Exception, run_dir: Path, rank: int, watchdog: Watchdog | Non
         watchdog.ask_who_is_gone()
     no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = error.exit_code if isinstance(error, MegatrainError) else GAVE_UP if no_space else BUG
-    reason = f"{type(error).__name__}: {error}" if code == BUG else f"{run_dir}: {error}" if no_space else str(error)
+    reason = f"{run_dir}: {error}" if no_space else str(error)
+    if code == BUG:  # As the watchdog and the launcher say it: launch/slurm/pretrain.sbatch looks for the host.
+        reason = f"rank {rank} ({socket.gethostname()}): {type(error).__name__}: {error}"
     line = " ".join(reason.split())
     try:
         first = write_outcome(run_dir, code, line, None, rank)

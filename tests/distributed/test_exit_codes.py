@@ -73,6 +73,7 @@ IMPOSSIBLE = {
     "launch.nodes=2": "launch.rendezvous=null: launch.nodes=2 need HOST:PORT to meet at",
     "data.remote.retries=-1": "data.remote.retries=-1: legal: 0 or more",
     "data.cache.bytes=0": "data.cache.bytes=0: legal: above 0",
+    "cluster.environment.LD_PRELOAD=a": "cluster.environment=LD_PRELOAD: legal: variables of NCCL, its libfabric",
     "launch.processes=0": "launch.processes=0: legal: above 0",
     "resilience.heartbeat_seconds=0": "resilience.heartbeat_seconds=0.0: legal: above 0",
     "resilience.timeout_seconds=15": "resilience.timeout_seconds=15.0: legal: at least 20.0, four resilience.heartbeat",
@@ -218,7 +219,7 @@ def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(small_set: Path, tmp
     outcome = read_outcome(run_dir)
     assert outcome is not None
     assert (outcome.exit_code, outcome.rank) == (BUG, 1)
-    assert outcome.reason == "RuntimeError: two halves make no whole"
+    assert outcome.reason == f"rank {outcome.rank} ({socket.gethostname()}): RuntimeError: two halves make no whole"
 
 
 def test_a_killed_rank_takes_the_others_along(small_set: Path, tmp_path: Path) -> None:
