@@ -52,8 +52,9 @@ from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
 from megatrain.observe.events import EventLog, SkipSink, versions
 from megatrain.observe.metrics import MetricStream
+from megatrain.observe.pace import ComputeTimer, PaceSink
 from megatrain.observe.records import without_secrets
-from megatrain.observe.sinks import build_sinks, new_wandb_run_id
+from megatrain.observe.sinks import Sink, build_sinks, new_wandb_run_id
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement, Notices
@@ -63,6 +64,7 @@ from megatrain.resilience.outcome import clear_outcome, write_outcome
 from megatrain.resilience.parent import die_with_launcher
 from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement, StopSignal
+from megatrain.resilience.stragglers import Stragglers
 from megatrain.resilience.watchdog import Watchdog
 from megatrain.trainer import Trainer
 
@@ -96,8 +98,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         where = device.start(waiting_seconds(config), config.deterministic)
         layout.check_ranks(config, dist.get_world_size(), device.ranks_of_this_node())
-        trainer = build(config, sources, where, stop)
-        watchdog = watch(trainer)
+        stragglers = Stragglers()
+        trainer = build(config, sources, where, stop, stragglers)
+        watchdog = watch(trainer, stragglers)
         reason = train(trainer, watchdog)
         step = trainer.step
         write_outcome(run_dir, STOPPED if reason else DONE, reason or f"step {step} of {config.max_steps}", step, rank)
@@ -147,7 +150,9 @@ def train(trainer: Trainer, watchdog: Watchdog) -> str | None:
     return reason
 
 
-def build(config: TrainConfig, sources: list[Source], where: torch.device, stop: StopSignal) -> Trainer:
+def build(
+    config: TrainConfig, sources: list[Source], where: torch.device, stop: StopSignal, stragglers: Stragglers
+) -> Trainer:
     """All parts of a run on this rank, as new or as the newest whole checkpoint of run_dir has them."""
     run_dir, rank = Path(config.run_dir), dist.get_rank()
     mesh = meshes.build(config.parallel, config.model.num_kv_heads)
@@ -156,7 +161,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     events = EventLog(run_dir / "events.jsonl") if rank == 0 else None
     cleaned = saver.manager.clean()
     chosen = choice.choose(config.kernels, config.model, config.precision)
-    engine = make_engine(config, mesh, chosen.kernels, len(sources))
+    engine = make_engine(config, mesh, chosen.kernels, len(sources), progress)
     reader, passed_over = saver.manager.load(engine.load_shards)
     for reason in passed_over if rank == 0 else ():
         log.warning("passed over: %s", reason)
@@ -168,10 +173,10 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     loader = make_loader(Plan(config, sources), objective, saved, mesh)
     step = saved["step"] if saved else 0
     wandb_run_id = (saved["wandb_run_id"] if saved else None) or new_wandb_run_id()
-    sinks = []
+    sinks: list[Sink] = [PaceSink(progress.meter, stragglers, events)]
     if events is not None:
         write_run_files(config, run_dir, sources)
-        sinks = [*build_sinks(config, run_dir, step, wandb_run_id), SkipSink(events)]
+        sinks += [*build_sinks(config, run_dir, step, wandb_run_id), SkipSink(events)]
     trainer = Trainer(
         config=config,
         device=where,
@@ -221,7 +226,7 @@ def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:
     return BackgroundSaver(manager, config.saving, progress, background, busy)
 
 
-def watch(trainer: Trainer) -> Watchdog:
+def watch(trainer: Trainer, stragglers: Stragglers) -> Watchdog:
     """The watchdog of this rank. It begins with the training: before, ranks may load as long as they need."""
     trainer.progress.at(trainer.step + 1, "data")
     resilience = trainer.config.resilience
@@ -234,6 +239,7 @@ def watch(trainer: Trainer) -> Watchdog:
         dist.get_world_size(),
         heartbeat=resilience.heartbeat_seconds,
         timeout=resilience.timeout_seconds,
+        stragglers=stragglers if dist.get_rank() == 0 else None,
     )
 
 
@@ -242,12 +248,18 @@ def waiting_seconds(config: TrainConfig) -> float:
     return max(START_SECONDS, (FIRST_STEP + 1) * config.resilience.timeout_seconds)
 
 
-def make_engine(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig, sources: int) -> Engine:
-    """The engine of this rank, to be loaded. kernels: without auto. sources: how many its statistics tell apart."""
+def make_engine(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig, sources: int, progress: Progress) -> Engine:
+    """The engine of this rank, to be loaded. kernels: without auto. sources: how many its statistics tell apart.
+
+    progress: is told how fast it computes.
+    """
     torch.manual_seed(config.seed)
     clip = config.optim.gradient_clip
     engine = select.make(config.engine, config.precision, config.micro_batch_size, clip, sources)
-    engine.build(chunks(config, mesh, kernels), mesh, partial(optimizer.build, config.optim, config.model))
+    mine = chunks(config, mesh, kernels)
+    engine.build(mine, mesh, partial(optimizer.build, config.optim, config.model))
+    first = next(iter(mine[0].layers.values()))
+    ComputeTimer(first.get_submodule("mlp.gate_up"), progress.meter, progress)
     return engine
 
 
