@@ -94,6 +94,7 @@ def _check_numbers(config: TrainConfig) -> None:
         "evaluation.every": config.evaluation.every,
         "logger.console.every": config.logger.console.every,
         "launch.max_idle_share": config.launch.max_idle_share,
+        "resilience.corruption_every": config.resilience.corruption_every,
     }
     for key, value in positive.items():
         if not value > 0:

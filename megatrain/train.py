@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ from megatrain.data.samples import Source, open_sources
 from megatrain.data.state import State
 from megatrain.data_config import WhenBad
 from megatrain.engines import select
+from megatrain.engines.checksums import CorruptionCheck
 from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader, WeightsOnly
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
@@ -59,6 +61,7 @@ from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement, Notices
 from megatrain.resilience.beats import FIRST_STEP
+from megatrain.resilience.corruption import Comparison
 from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import clear_outcome, write_outcome
 from megatrain.resilience.parent import die_with_launcher
@@ -196,6 +199,7 @@ def build(
         step=step,
         saved_step=step if saved else None,
         progress=progress,
+        corruption=make_corruption_check(config, engine),
         bad_members=Notices(_store(), _attempt()) if config.data.bad_member is WhenBad.skip else None,
     )
     trainer.event(
@@ -224,6 +228,14 @@ def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:
     manager = CheckpointManager(Path(config.run_dir), rank, ranks, agree, config.saving.remote)
     busy = progress.meeting(Agreement(_store(), ranks, f"saving/{_attempt()}", slowest))
     return BackgroundSaver(manager, config.saving, progress, background, busy)
+
+
+def make_corruption_check(config: TrainConfig, engine: Engine) -> CorruptionCheck | None:
+    """What compares ranks' bits; None where there is nobody to compare with."""
+    every, rank, ranks = config.resilience.corruption_every, dist.get_rank(), dist.get_world_size()
+    if every == 0 or ranks == 1:
+        return None
+    return CorruptionCheck(engine.alike, Comparison(_store(), _attempt(), rank, ranks, socket.gethostname()), every)
 
 
 def watch(trainer: Trainer, stragglers: Stragglers) -> Watchdog:

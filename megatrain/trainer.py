@@ -28,6 +28,7 @@ from megatrain.checkpoint.folders import step_folder
 from megatrain.checkpoint.format import TrainerState
 from megatrain.config import TrainConfig
 from megatrain.data.loader import Loader, RankBatch
+from megatrain.engines.checksums import CorruptionCheck
 from megatrain.engines.engine import Engine
 from megatrain.errors import GaveUp
 from megatrain.observe.events import EventLog
@@ -50,6 +51,7 @@ class Trainer:
     blocked_seconds: how long the last save kept training waiting.
     progress: is told where this is, for the watchdog.
     bad_members: where ranks say which ones they skipped; None where that is an error.
+    corruption: compares what ranks hold alike; None: nothing does.
     """
 
     config: TrainConfig
@@ -67,6 +69,7 @@ class Trainer:
     saved_step: int | None = None
     progress: Progress = field(default_factory=Progress)
     bad_members: Notices | None = None
+    corruption: CorruptionCheck | None = None
     held_out_loss: tuple[int, Tensor] = (-1, torch.tensor(0.0))
     blocked_seconds: float = 0.0
 
@@ -147,7 +150,10 @@ class Trainer:
         return counts[0], counts[1]
 
     def after_step(self) -> None:
-        """What is due between steps."""
+        """What is due between steps. Raises GaveUp where ranks that should hold the same bits don't."""
+        if self.corruption is not None and (differs := self.corruption.after_step(self.step)):
+            self.event("corruption", reason=differs)
+            raise GaveUp(differs)
         if _due(self.config.evaluation.every, self.step):
             self.evaluate()
         saving = self.config.saving
