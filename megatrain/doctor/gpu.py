@@ -1,7 +1,7 @@
 """The GPUs of a node by what nvidia-smi and the kernel's log say of them. No torch, no CUDA context.
 
 Design choices:
-- Programs are run in one place, `look`; everything else is functions of their output, tested on recorded ones.
+- Programs are run in one place, `look`; everything else is functions of their output.
 - At least as many GPUs are expected as the PCI bus shows; a container may hide the bus, and GPUs answer all the same.
 - Of Xid errors those count that NVIDIA's catalog puts down to the hardware or to the driver and not to a program
   (https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html), in the last hours: the log goes back to the
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,9 +217,8 @@ def findings(seen: Seen, expected: int | None, xid_hours: float) -> Iterator[Fin
     yield _xids(seen, xid_hours)
 
 
-def _each(check: str, gpus: Sequence[Gpu], problem_of: object) -> Iterator[Finding]:
+def _each(check: str, gpus: Sequence[Gpu], problem_of: Callable[[Gpu], str | None]) -> Iterator[Finding]:
     """One finding for all GPUs."""
-    assert callable(problem_of)
     problems = [f"GPU {gpu.index}: {problem}" for gpu in gpus if (problem := problem_of(gpu))]
     yield Finding(check, f"{len(gpus) - len(problems)} of {len(gpus)} well", "; ".join(problems) or None)
 
