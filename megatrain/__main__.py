@@ -25,7 +25,10 @@ COMMANDS = {
     "average": ("megatrain.evaluate.average_command", "the mean of a run's last checkpoints"),
     "report": ("megatrain.observe.report", "one self-contained HTML page of a run"),
     "inspect": ("megatrain.inspect", "what a shard set or checkpoint holds, and whether it is whole"),
+    "doctor": ("megatrain.doctor.command", "is this node, this cluster, fit to train"),
 }
+LAUNCHING = ("train", "doctor")
+"""Commands that hand their arguments on to the processes they start."""
 
 
 def usage() -> str:
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config is None:
             return DONE
         module = importlib.import_module(COMMANDS[command][0])
-        code: int = module.run(config, rest) if command == "train" else module.run(config)
+        code: int = module.run(config, rest) if command in LAUNCHING else module.run(config)
     except MegatrainError as error:
         print(f"megatrain {command}: {error}", file=sys.stderr)
         return error.exit_code

@@ -104,6 +104,7 @@ def _check_numbers(config: TrainConfig) -> None:
         "resilience.anomalies.deviations": config.resilience.anomalies.deviations,
         "resilience.anomalies.repeats": config.resilience.anomalies.repeats,
         "resilience.anomalies.rollbacks": config.resilience.anomalies.rollbacks,
+        "resilience.corruption_every": config.resilience.corruption_every,
     }
     for key, value in positive.items():
         if not value > 0:

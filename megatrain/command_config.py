@@ -126,3 +126,38 @@ class InspectConfig:
     own."""
     seed: int | None = None
     """Of a set's order; null: 0. A run has its own."""
+
+
+@dataclass
+class DoctorLaunchConfig:
+    """The processes that measure the network; one alone measures none."""
+
+    processes: int | None = None
+    """Processes of this node; null: its GPUs, else 1."""
+    nodes: int = 1
+    """Nodes; the same command is started on each."""
+    rendezvous: str | None = None
+    """HOST:PORT of one of the nodes, where they meet; needed with more than one."""
+
+
+@dataclass
+class DoctorConfig:
+    """`megatrain doctor`."""
+
+    path: str = "."
+    """The folder whose disk is looked at: where the run directory will lie."""
+    gpus: int | None = None
+    """GPUs that a node should have; null: as many as are on its PCI bus."""
+    disk_gigabytes: float = 10.0
+    """Free space there that is too little to train, in GB."""
+    memory_gigabytes: float = 2.0
+    """Host memory available that is too little, in GB."""
+    xid_hours: float = 24.0
+    """How far back Xid errors in the kernel's log count."""
+    clock_skew_seconds: float = 1.0
+    """How far the clock of a node may be from the first node's."""
+    megabytes: float = 64.0
+    """What is sent in each measurement of the network, in MB."""
+    bandwidth_gigabytes: float | None = None
+    """GB/s that every pair of ranks and the all-reduce over all has to reach; null: ranks are only compared."""
+    launch: DoctorLaunchConfig = field(default_factory=DoctorLaunchConfig)

@@ -35,6 +35,7 @@ SCHEMAS = {
     "average": "megatrain.command_config:AverageConfig",
     "report": "megatrain.command_config:ReportConfig",
     "inspect": "megatrain.command_config:InspectConfig",
+    "doctor": "megatrain.command_config:DoctorConfig",
 }
 """The dataclass of each command's configuration."""
 RECIPES = {"prep": ("data_prep",)}

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from megatrain import checks, layout
 from megatrain.config import TrainConfig
+from megatrain.doctor.node import preflight
 from megatrain.errors import BUG, DONE, STOPPED
 from megatrain.resilience.outcome import clear_outcome, read_outcome, write_outcome
 from megatrain.resilience.parent import LAUNCHER
@@ -44,6 +45,8 @@ def run(config: TrainConfig, arguments: Sequence[str]) -> int:
     processes = config.launch.processes or _accelerators() or 1
     layout.check_ranks(config, processes * config.launch.nodes, processes)
     checks.check_writable(config)
+    if config.resilience.preflight:
+        preflight(Path(config.run_dir))
     run_dir = Path(config.run_dir)
     requests = _Requests(run_dir, config.launch.nodes)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,7 @@ from megatrain.data.samples import Source, open_sources
 from megatrain.data.state import State
 from megatrain.data_config import WhenBad
 from megatrain.engines import select
+from megatrain.engines.checksums import CorruptionCheck
 from megatrain.engines.engine import Engine
 from megatrain.engines.ranges import ShardReader, WeightsOnly
 from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED, MegatrainError
@@ -53,18 +54,21 @@ from megatrain.model.partition import stages
 from megatrain.model.transformer import Transformer
 from megatrain.observe.events import EventLog, SkipSink, versions
 from megatrain.observe.metrics import LAG, MetricStream
+from megatrain.observe.pace import ComputeTimer, PaceSink
 from megatrain.observe.records import without_secrets
-from megatrain.observe.sinks import build_sinks, new_wandb_run_id
+from megatrain.observe.sinks import Sink, build_sinks, new_wandb_run_id
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement, Notices
 from megatrain.resilience.anomalies import Anomalies
 from megatrain.resilience.beats import FIRST_STEP
+from megatrain.resilience.corruption import Comparison
 from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import clear_outcome, write_outcome
 from megatrain.resilience.parent import die_with_launcher
 from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement, StopSignal
+from megatrain.resilience.stragglers import Stragglers
 from megatrain.resilience.watchdog import Watchdog
 from megatrain.trainer import Trainer
 
@@ -100,8 +104,9 @@ def main(arguments: Sequence[str]) -> int:
         os.environ.update(config.cluster.environment)
         where = device.start(waiting_seconds(config), config.deterministic)
         layout.check_ranks(config, dist.get_world_size(), device.ranks_of_this_node())
-        trainer = build(config, sources, where, stop)
-        watchdog = watch(trainer)
+        stragglers = Stragglers()
+        trainer = build(config, sources, where, stop, stragglers)
+        watchdog = watch(trainer, stragglers)
         reason = train(trainer, watchdog)
         step = trainer.step
         write_outcome(run_dir, STOPPED if reason else DONE, reason or f"step {step} of {config.max_steps}", step, rank)
@@ -153,7 +158,9 @@ def train(trainer: Trainer, watchdog: Watchdog) -> str | None:
     return reason
 
 
-def build(config: TrainConfig, sources: list[Source], where: torch.device, stop: StopSignal) -> Trainer:
+def build(
+    config: TrainConfig, sources: list[Source], where: torch.device, stop: StopSignal, stragglers: Stragglers
+) -> Trainer:
     """All parts of a run on this rank, as new or as the newest whole checkpoint of run_dir has them."""
     run_dir, rank = Path(config.run_dir), dist.get_rank()
     mesh = meshes.build(config.parallel, config.model.num_kv_heads)
@@ -162,7 +169,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
     events = EventLog(run_dir / "events.jsonl") if rank == 0 else None
     cleaned = saver.manager.clean()
     chosen = choice.choose(config.kernels, config.model, config.precision)
-    engine = make_engine(config, mesh, chosen.kernels, len(sources))
+    engine = make_engine(config, mesh, chosen.kernels, len(sources), progress)
     reader, passed_over = saver.manager.load(engine.load_shards)
     for reason in passed_over if rank == 0 else ():
         log.warning("passed over: %s", reason)
@@ -178,7 +185,8 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         write_run_files(config, run_dir, sources)
     anomalies = Anomalies(config.resilience.anomalies, LAG)
     anomalies.restore(saved.get("anomalies") if saved else None)
-    open_metrics = partial(make_metrics, config, wandb_run_id, anomalies, events)
+    told: list[Sink] = [SkipSink(anomalies, events), PaceSink(progress.meter, stragglers, events)]
+    open_metrics = partial(make_metrics, config, wandb_run_id, told)
     trainer = Trainer(
         config=config,
         device=where,
@@ -200,6 +208,7 @@ def build(config: TrainConfig, sources: list[Source], where: torch.device, stop:
         step=step,
         saved_step=step if saved else None,
         progress=progress,
+        corruption=make_corruption_check(config, engine),
         bad_members=Notices(_store(), _attempt()) if config.data.bad_member is WhenBad.skip else None,
     )
     trainer.event(
@@ -232,7 +241,15 @@ def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:
     return BackgroundSaver(manager, config.saving, progress, background, busy)
 
 
-def watch(trainer: Trainer) -> Watchdog:
+def make_corruption_check(config: TrainConfig, engine: Engine) -> CorruptionCheck | None:
+    """What compares ranks' bits; None where there is nobody to compare with."""
+    every, rank, ranks = config.resilience.corruption_every, dist.get_rank(), dist.get_world_size()
+    if every == 0 or ranks == 1:
+        return None
+    return CorruptionCheck(engine.alike, Comparison(_store(), _attempt(), rank, ranks, socket.gethostname()), every)
+
+
+def watch(trainer: Trainer, stragglers: Stragglers) -> Watchdog:
     """The watchdog of this rank. It begins with the training: before, ranks may load as long as they need."""
     trainer.progress.at(trainer.step + 1, "data")
     resilience = trainer.config.resilience
@@ -245,6 +262,7 @@ def watch(trainer: Trainer) -> Watchdog:
         dist.get_world_size(),
         heartbeat=resilience.heartbeat_seconds,
         timeout=resilience.timeout_seconds,
+        stragglers=stragglers if dist.get_rank() == 0 else None,
     )
 
 
@@ -253,12 +271,18 @@ def waiting_seconds(config: TrainConfig) -> float:
     return max(START_SECONDS, (FIRST_STEP + 1) * config.resilience.timeout_seconds)
 
 
-def make_engine(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig, sources: int) -> Engine:
-    """The engine of this rank, to be loaded. kernels: without auto. sources: how many its statistics tell apart."""
+def make_engine(config: TrainConfig, mesh: Mesh, kernels: KernelsConfig, sources: int, progress: Progress) -> Engine:
+    """The engine of this rank, to be loaded. kernels: without auto. sources: how many its statistics tell apart.
+
+    progress: is told how fast it computes.
+    """
     torch.manual_seed(config.seed)
     clip = config.optim.gradient_clip
     engine = select.make(config.engine, config.precision, config.micro_batch_size, clip, sources)
-    engine.build(chunks(config, mesh, kernels), mesh, partial(optimizer.build, config.optim, config.model))
+    mine = chunks(config, mesh, kernels)
+    engine.build(mine, mesh, partial(optimizer.build, config.optim, config.model))
+    first = next(iter(mine[0].layers.values()))
+    ComputeTimer(first.get_submodule("mlp.gate_up"), progress.meter, progress)
     return engine
 
 
@@ -294,12 +318,10 @@ def make_held_out(config: TrainConfig, objective: Objective, mesh: Mesh) -> Call
     )
 
 
-def make_metrics(
-    config: TrainConfig, wandb_run_id: str, anomalies: Anomalies, events: EventLog | None, step: int
-) -> MetricStream:
-    """The stream of a run that goes on after `step`. events: rank 0's."""
-    sinks = [] if events is None else build_sinks(config, Path(config.run_dir), step, wandb_run_id)
-    return MetricStream([*sinks, SkipSink(anomalies, events)])
+def make_metrics(config: TrainConfig, wandb_run_id: str, told: Sequence[Sink], step: int) -> MetricStream:
+    """The stream of a run that goes on after `step`. told: who is told of every record, on every rank."""
+    written = build_sinks(config, Path(config.run_dir), step, wandb_run_id) if dist.get_rank() == 0 else []
+    return MetricStream([*written, *told])
 
 
 def write_run_files(config: TrainConfig, run_dir: Path, sources: list[Source]) -> None:

@@ -32,6 +32,7 @@ from megatrain.config import TrainConfig
 from megatrain.data.loader import Loader, RankBatch
 from megatrain.data.segments import Segment
 from megatrain.data.state import State
+from megatrain.engines.checksums import CorruptionCheck
 from megatrain.engines.engine import Engine
 from megatrain.errors import GaveUp
 from megatrain.observe.events import EventLog
@@ -58,6 +59,7 @@ class Trainer:
     undone: steps that this start trained and then went back behind.
     progress: is told where this is, for the watchdog.
     bad_members: where ranks say which ones they skipped; None where that is an error.
+    corruption: compares what ranks hold alike; None: nothing does.
     """
 
     config: TrainConfig
@@ -78,6 +80,7 @@ class Trainer:
     saved_step: int | None = None
     progress: Progress = field(default_factory=Progress)
     bad_members: Notices | None = None
+    corruption: CorruptionCheck | None = None
     held_out_loss: tuple[int, Tensor] = (-1, torch.tensor(0.0))
     blocked_seconds: float = 0.0
 
@@ -173,7 +176,10 @@ class Trainer:
         return counts[0], counts[1]
 
     def after_step(self) -> None:
-        """What is due between steps."""
+        """What is due between steps. Raises GaveUp where ranks that should hold the same bits don't."""
+        if self.corruption is not None and (differs := self.corruption.after_step(self.step)):
+            self.event("corruption", reason=differs)
+            raise GaveUp(differs)
         if _due(self.config.evaluation.every, self.step):
             self.evaluate()
         saving = self.config.saving

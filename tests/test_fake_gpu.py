@@ -39,11 +39,13 @@ from megatrain.config import (
     TrainConfig,
 )
 from megatrain.data.loader import RankBatch
+from megatrain.engines.checksums import checksums
 from megatrain.engines.ranges import MASTER, Shard
 from megatrain.model.choice import TORCH
 from megatrain.model.transformer import Transformer
 from megatrain.observe.events import SkipSink
 from megatrain.observe.metrics import LAG, MetricStream
+from megatrain.observe.pace import ComputeTimer
 from megatrain.observe.sinks import JsonlSink
 from megatrain.parallel import mesh as meshes
 from megatrain.parallel.mesh import Mesh
@@ -152,6 +154,7 @@ def train_in(engine: EngineConfig, precision: Precision, layout: str, mesh: Mesh
         for step in range(STEPS):
             trainer.train_step(RankBatch(micro_batches, digest=(1 << 63) + step, first=0, last=63), began=0.0)
             trainer.after_step()
+            dict(checksums(trainer.engine.alike()))
         waited_for = list(host.waited_for)
         trainer.metrics.close()
         weights = [weight for chunk in model for weight in chunk.parameters()]
@@ -187,6 +190,8 @@ def make_trainer(
     deepspeed.initialize = lambda model, optimizer, config, mpu: (PlainDeepSpeed(model, optimizer), config, mpu)
     engine = select.make(chosen, precision, 2, config.optim.gradient_clip, sources=2)
     engine.build(model, mesh, partial(optimizer.build, config.optim, config.model))
+    progress = Progress()
+    ComputeTimer(next(iter(model[0].layers.values())).get_submodule("mlp.gate_up"), progress.meter, progress)
     absent: Any = None
     anomalies = Anomalies(AnomaliesConfig(window=1), LAG)
     # So that later steps have limits: what is read of the fake device says of each that it was skipped.
@@ -205,6 +210,7 @@ def make_trainer(
         kept_state={},
         anomalies=anomalies,
         open_metrics=absent,
+        progress=progress,
     )
 
 

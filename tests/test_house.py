@@ -32,7 +32,7 @@ LAYERS = (
     "train",
     "trainer checks",
     "layout",
-    "evaluate inspect",
+    "evaluate inspect doctor",
     "checkpoint",
     "engines observe",
     "objectives data optimizer",
@@ -56,6 +56,7 @@ ONLY = {
 
 WITHOUT_TORCH = (
     "__main__ launcher checks layout compose config data_config resilience_config command_config errors",
+    "doctor.command doctor.diagnosis doctor.finding doctor.gpu doctor.node",
     "model.spec model.partition",
     "objectives observe.records observe.report schedule storage parallel.schedules",
     "checkpoint.format checkpoint.folders checkpoint.index checkpoint.remote checkpoint.retention",

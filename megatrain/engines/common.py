@@ -8,6 +8,7 @@ Design choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,10 @@ COMPARED_ELEMENTS = 1 << 24
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the size of an element: what its bits are compared as."""
+
+
+NORM = "gradient norm"
+"""What every rank computes alike, in the words of Engine.alike."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,11 @@ def gradient_norm(
         squares += torch.stack(norms).square().sum().to(where)
     dist.all_reduce(squares)
     return (squares / copies).sqrt()
+
+
+def is_whole(part: Part) -> bool:
+    """Whether a tensor-parallel rank holds all of a parameter that may be cut."""
+    return len(part.pieces) == 1 and part.pieces[0].stop - part.pieces[0].start == math.prod(part.shape)
 
 
 @torch.no_grad()

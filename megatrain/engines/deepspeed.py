@@ -242,6 +242,15 @@ class DeepSpeedEngine:
         """See Engine.differing_weights."""
         return common.differing_weights(held for chunk in self.chunks for held in chunk.weights())
 
+    def alike(self) -> Iterator[tuple[str, Sequence[Tensor]]]:
+        """See Engine.alike. Weights that ZeRO-3 has cut are on one rank only."""
+        yield common.NORM, [self.norm]
+        held = {name: weights for chunk in self.chunks for name, weights in chunk.whole_weights()}
+        stage = f"of pipeline rank {self.mesh.pipeline_rank}"
+        shared = [name for name in held if self.mesh.tensor.size > 1 and common.is_whole(self.parts[name])]
+        yield f"weights {stage} that tensor parallelism leaves whole", [held.pop(name) for name in shared]
+        yield f"weights {stage}, tensor rank {self.mesh.tensor.rank}", list(held.values())
+
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
         """See Engine.gathered."""

@@ -226,6 +226,10 @@ class Adapter:
         """(name, weights, their masters) where both are kept: 1-D views of the same elements, for each range held."""
         return iter(())
 
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, weights) of what every data-parallel rank holds whole between steps."""
+        return ((name, parameter.detach()) for parameter, name in self.names.items())
+
     def after_forwards(self) -> None:
         """Called after forward passes that no backward followed. Collective."""
 
@@ -447,6 +451,12 @@ class Stage3Adapter(ShardedAdapter):
             return [own]
         # A small one, which stays whole: no forward gathers it anew.
         return [own, *super().weights_of(parameter, start, stop)]
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        # The small ones.
+        for parameter, name in self.names.items():
+            if parameter.ds_persist and parameter.ds_status is ZeroParamStatus.AVAILABLE:  # type: ignore[attr-defined]
+                yield name, parameter.detach()
 
     def after_forwards(self) -> None:
         # Weights that were fetched ahead for the backward are still on their way; nothing else may touch them.

@@ -84,6 +84,13 @@ class Engine(Protocol):
         """
         ...
 
+    def alike(self) -> Iterable[tuple[str, Sequence[Tensor]]]:
+        """Live views of what other ranks hold to the bit between steps, and in which words.
+
+        Ranks that say the same words hold the same, in the same order. No collective, no read of the device.
+        """
+        ...
+
     def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Sequence[Tensor]]:
         """Gives `parameters` (of the module, between steps) whole, in the same order, on every rank; to be read only.
 

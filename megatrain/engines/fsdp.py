@@ -212,6 +212,20 @@ class FsdpEngine:
         """See Engine.differing_weights. Between steps there are no weights but the masters."""
         return None
 
+    def alike(self) -> Iterator[tuple[str, Sequence[Tensor]]]:
+        """See Engine.alike. Of the shards those of the replicas, and what tensor parallelism leaves whole."""
+        yield common.NORM, [self.norm]
+        place = f"of pipeline rank {self.mesh.pipeline_rank}, shard {self.mesh.data_rank % self.shard_size}"
+        held = dict(self.masters)
+        shared = [name for name in held if self.mesh.tensor.size > 1 and common.is_whole(self.parts[name])]
+        yield f"state {place} that tensor parallelism leaves whole", self._state([held.pop(name) for name in shared])
+        if self.replicas > 1:
+            yield f"state {place}, tensor rank {self.mesh.tensor.rank}", self._state(held.values())
+
+    def _state(self, masters: Iterable[Tensor]) -> list[Tensor]:
+        """Masters and their moments."""
+        return [tensor for master in masters for tensor in (master, *map(self.optimizer.state[master].get, MOMENTS))]
+
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[Sequence[Tensor]]:
         """See Engine.gathered. Gathers whole layers."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from megatrain.resilience.progress import Place
+from megatrain.resilience.stragglers import Pace
 
 FIRST_STEP = 3
 """How many timeouts the first step of a start may take: kernels are compiled, communicators made, cold files read."""
@@ -28,7 +29,10 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class Beat:
-    """A sign of life. launcher: the process that started this one. standing: seconds at `place`. leaving: the last."""
+    """A sign of life. launcher: the process that started this one. standing: seconds at `place`. leaving: the last.
+
+    pace: None until there is one.
+    """
 
     number: int
     host: str
@@ -37,6 +41,7 @@ class Beat:
     place: Place
     standing: float
     leaving: bool = False
+    pace: Pace | None = None
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -44,7 +49,8 @@ class Beat:
     @staticmethod
     def decode(raw: bytes) -> Beat:
         fields = json.loads(raw)
-        return Beat(**{**fields, "place": Place(**fields["place"])})
+        place, pace = fields.pop("place"), fields.pop("pace")
+        return Beat(**fields, place=Place(**place), pace=pace and Pace(**pace))
 
 
 class Beats:
@@ -81,6 +87,10 @@ class Beats:
             return None
         silent = [rank for rank in watched if self._is_silent(rank, now)]
         return self._name_silent(silent, now) if silent else self._name_behind(watched)
+
+    def paces(self) -> dict[int, tuple[str, Pace]]:
+        """The pace of each rank that has told one, after its host."""
+        return {rank: (beat.host, beat.pace) for rank, beat in self.last.items() if beat.pace is not None}
 
     def gone(self) -> str | None:
         """The sentence for ranks of the same launcher whose process has ended without a word."""

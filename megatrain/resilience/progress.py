@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from megatrain.resilience.stragglers import PaceMeter
+
 T = TypeVar("T")
 
 PHASES = {
@@ -52,10 +54,11 @@ class Place:
 
 
 class Progress:
-    """Told by the main thread where it is; `place` is read by another thread."""
+    """Told by the main thread where it is, and how fast; `place` and `meter` are read by another thread."""
 
     def __init__(self) -> None:
         self.place = Place(0, "data")
+        self.meter = PaceMeter()
 
     def at(self, step: int, phase: str) -> None:
         """The main thread begins a phase of PHASES."""

@@ -39,6 +39,7 @@ from megatrain.resilience.beats import SILENT_BEATS, Beat, Beats
 from megatrain.resilience.outcome import write_outcome
 from megatrain.resilience.parent import LAUNCHER
 from megatrain.resilience.progress import Progress
+from megatrain.resilience.stragglers import Stragglers
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -68,6 +69,7 @@ class Watchdog:
 
     store: a client of its own. attempt: names this start of the run; a restart may meet the same store.
     timeout: seconds without a beat, or without progress of a main thread, after which a rank counts as dead or hung.
+    stragglers: is shown the paces of all ranks; one rank's is enough.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Watchdog:
         timeout: float,
         clock: Callable[[], float] = time.monotonic,
         end_process: Callable[[int], object] = os._exit,
+        stragglers: Stragglers | None = None,
     ) -> None:
         self.progress = progress
         self.store = store
@@ -95,6 +98,7 @@ class Watchdog:
         self._verdict_key = f"watchdog/{attempt}/verdict"
         self._clock = clock
         self._end_process = end_process
+        self._stragglers = stragglers
         self._now, self._looked = 0.0, clock()
         self._place, self._since = progress.place, 0.0
         self._number = 0
@@ -154,9 +158,11 @@ class Watchdog:
             self._place, self._since = place, self._now
         self._number += 1
         standing = round(self._now - self._since, 3)
-        own = Beat(self._number, *self.home, os.getpid(), place, standing, self._leaving)
+        own = Beat(self._number, *self.home, os.getpid(), place, standing, self._leaving, self.progress.meter.pace())
         self.store.set(self._keys[self.rank], own.encode())
         self._take_beats()
+        if self._stragglers is not None:
+            self._stragglers.look(self.beats.paces())
         verdict = self._told or self._find()
         if self.store.check([self._verdict_key]):
             return _decode(self.store.get(self._verdict_key))
