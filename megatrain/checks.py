@@ -84,6 +84,7 @@ def _check_numbers(config: TrainConfig) -> None:
         "resilience.heartbeat_seconds": config.resilience.heartbeat_seconds,
         "resilience.anomalies.window": config.resilience.anomalies.window,
         "resilience.anomalies.within": config.resilience.anomalies.within,
+        "resilience.time_limit_seconds": 1 if (limit := config.resilience.time_limit_seconds) is None else limit,
     }
     not_negative = {
         "optim.weight_decay": config.optim.weight_decay,
@@ -100,6 +101,8 @@ def _check_numbers(config: TrainConfig) -> None:
         "saving.retry_seconds": config.saving.retry_seconds,
         "evaluation.every": config.evaluation.every,
         "logger.console.every": config.logger.console.every,
+        "resilience.restarts": config.resilience.restarts,
+        "resilience.crash_loop": config.resilience.crash_loop,
         "launch.max_idle_share": config.launch.max_idle_share,
         "resilience.anomalies.deviations": config.resilience.anomalies.deviations,
         "resilience.anomalies.repeats": config.resilience.anomalies.repeats,

@@ -1,4 +1,4 @@
-"""`megatrain train`: checks the configuration, starts the ranks of this node, gives the exit code.
+"""`megatrain train`: checks the configuration, starts the ranks of this node, again after a crash; gives the exit code.
 
 Design choices:
 - Ranks are started through torchrun's elastic API, but the code comes from outcome.json: torchrun turns every
@@ -6,6 +6,8 @@ Design choices:
 - A request to stop is passed on to the ranks, which agree on a step, save and end; the elastic agent would kill them
   after 30 seconds. It reaches ranks that are still starting too: they begin with these signals blocked, and take what
   has come when they are ready for it.
+- The elastic agent's own restarts aren't used: it would start again what has given up. After a crash the agents of all
+  nodes end, and new ones meet, if the launcher that has the lease says so.
 - No torch until the configuration has been checked: a wrong key is answered in a second.
 """
 
@@ -21,15 +23,24 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatrain import checks, layout
 from megatrain.config import TrainConfig
 from megatrain.doctor.node import preflight
-from megatrain.errors import BUG, DONE, STOPPED
+from megatrain.errors import BUG, DONE, GAVE_UP, STOPPED
+from megatrain.observe.events import EventLog
+from megatrain.observe.records import read
+from megatrain.resilience.crashes import CRASH, STOP, crash_loop
+from megatrain.resilience.lease import Lease, end_at_once, start_name
 from megatrain.resilience.outcome import clear_outcome, read_outcome, write_outcome
 from megatrain.resilience.parent import LAUNCHER
 from megatrain.resilience.stopping import SIGNALS
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 FORWARD_SECONDS = 0.2
 """How often a rank that has not been told to stop is looked for."""
@@ -37,6 +48,9 @@ MEETING_SECONDS = 5.0
 """How long after a request to stop the launcher still waits for other nodes."""
 SURVIVOR_SECONDS = 10
 """How long the other ranks may take to end once one has failed."""
+EVENTS = "events.jsonl"
+DECISION_SECONDS = 120.0
+"""How long after its own ranks have ended a launcher waits to hear from the one with the lease."""
 
 
 def run(config: TrainConfig, arguments: Sequence[str]) -> int:
@@ -50,9 +64,76 @@ def run(config: TrainConfig, arguments: Sequence[str]) -> int:
     run_dir = Path(config.run_dir)
     requests = _Requests(run_dir, config.launch.nodes)
     run_dir.mkdir(parents=True, exist_ok=True)
-    clear_outcome(run_dir)
-    failed = _launch(config, processes, arguments, requests)
-    return _exit_code(run_dir, failed, requests.received)
+    lease = Lease(run_dir, start_name(config.launch.nodes, config.launch.rendezvous), end_at_once)
+    lease.take()
+    requests.lease = lease
+    try:
+        return _train(config, processes, arguments, requests, lease)
+    finally:
+        lease.release()
+
+
+def _train(config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests, lease: Lease) -> int:
+    """Starts the ranks, and again as often as they may crash; the run's exit code."""
+    run_dir, restarts = Path(config.run_dir), config.resilience.restarts
+    launchers = _Launchers(config, lease.kept)
+    if lease.kept and lease.dead:
+        _note_crash(run_dir, f"{lease.dead} ended without a word")
+    for start in range(1 + restarts):
+        gone, loop = launchers.agree(start, _loop(config, lease))
+        if loop:
+            return _give_up(run_dir, loop, lease)
+        if start and lease.kept:
+            print(f"megatrain train: restart {start} of {restarts}", file=sys.stderr)
+        clear_outcome(run_dir)
+        failure = gone or _launch(config, processes, arguments, requests, start)
+        code = _exit_code(run_dir, failure, requests.received)
+        if code != BUG or failure is None or not failure.of_ranks:
+            return code
+        if lease.kept:
+            _note_crash(run_dir, failure.reason)
+        if requests.received:
+            return code
+    loop = _loop(config, lease)
+    return _give_up(run_dir, loop, lease) if loop else BUG
+
+
+def _loop(config: TrainConfig, lease: Lease) -> str | None:
+    """The line that ends a crash loop, or None. One launcher counts: the file is its to write while no rank lives."""
+    events = Path(config.run_dir) / EVENTS
+    return crash_loop(read(events), config.resilience.crash_loop) if lease.kept else None
+
+
+def _note_crash(run_dir: Path, reason: str) -> None:
+    """Writes an event of the step that was trained last, as far as it is known; none where the run had ended before."""
+    outcome = read_outcome(run_dir)
+    if outcome is not None and outcome.exit_code != BUG:
+        return
+    if outcome is not None:
+        reason = outcome.reason
+    step: object = None if outcome is None else outcome.step
+    if step is None:
+        for record in read(run_dir / "metrics.jsonl"):
+            step = record["step"]
+    _write_event(run_dir, CRASH, step, reason)
+
+
+def _give_up(run_dir: Path, loop: str, lease: Lease) -> int:
+    """Ends a crash loop."""
+    if lease.kept:
+        print(f"megatrain train: {loop}", file=sys.stderr)
+        with suppress(OSError):
+            clear_outcome(run_dir)
+            write_outcome(run_dir, GAVE_UP, loop, step=None, rank=None)
+        _write_event(run_dir, STOP, None, loop)
+    return GAVE_UP
+
+
+def _write_event(run_dir: Path, event: str, step: object, reason: str) -> None:
+    with suppress(OSError):  # Perhaps there is no space for it.
+        log = EventLog(run_dir / EVENTS)
+        log.write(event, step if isinstance(step, int) else 0, reason=reason)
+        log.close()
 
 
 def _accelerators() -> int:
@@ -64,11 +145,12 @@ def _accelerators() -> int:
 class _Requests:
     """Passes the first request to stop on to the ranks; they ignore further ones.
 
-    received: the signal's name, None so far.
+    received: the signal's name, None so far. lease: is released where this ends the process.
     """
 
     def __init__(self, run_dir: Path, nodes: int) -> None:
         self.received: str | None = None
+        self.lease: Lease | None = None
         self._run_dir = run_dir
         self._nodes = nodes
         # Python writes the number of each signal that has a handler into the pipe, whatever the main thread is doing.
@@ -98,24 +180,68 @@ class _Requests:
                     told.add(rank.pid)
             if not told and self._nodes > 1 and time.monotonic() > waits_until:
                 # The main thread waits for the other nodes, which may never come.
-                os._exit(_exit_code(self._run_dir, None, self.received))
+                code = _exit_code(self._run_dir, None, self.received)
+                if self.lease is not None:
+                    self.lease.release()
+                os._exit(code)
             time.sleep(FORWARD_SECONDS)
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """What the launcher sees of a run that failed. certain: the ranks can't know it better."""
+    """What the launcher sees of a run that failed. certain: the ranks can't know it better. of_ranks: they ran."""
 
     exit_code: int
     reason: str
     certain: bool = False
+    of_ranks: bool = False
 
 
-def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests) -> _Failure | None:
+class _Launchers:
+    """What the launchers of a start, one a node, tell each other: the one with the lease decides for all.
+
+    The store is kept from the first start to the end: who is back first finds the others there.
+    """
+
+    def __init__(self, config: TrainConfig, decides: bool) -> None:
+        self._launch = config.launch
+        self._decides = decides
+        self._store: Store | None = None
+
+    def agree(self, start: int, loop: str | None) -> tuple[_Failure | None, str | None]:
+        """Why the others can't be reached; and the deciding one's `loop`, the reason not to start the ranks."""
+        if self._launch.nodes == 1:
+            return None, loop
+        from torch.distributed import DistError
+        from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
+        from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+
+        nodes, key = self._launch.nodes, f"megatrain/start/{start}"
+        try:
+            if self._store is None:
+                _, self._store = create_backend(
+                    RendezvousParameters("c10d", self._launch.rendezvous or "", "launchers", nodes, nodes)
+                )
+            if self._decides:
+                self._store.set(key, loop or "")
+                return None, loop
+            self._store.wait([key], timedelta(seconds=DECISION_SECONDS))
+            return None, self._store.get(key).decode() or None
+        except (RendezvousConnectionError, DistError):
+            return _unreachable(self._launch.rendezvous), None
+
+
+def _unreachable(rendezvous: str | None) -> _Failure:
+    return _Failure(BUG, f"the launcher that keeps launch.rendezvous={rendezvous} is gone")
+
+
+def _launch(
+    config: TrainConfig, processes: int, arguments: Sequence[str], requests: _Requests, start: int
+) -> _Failure | None:
     """Runs the ranks to their end. None if all ended well, else what the rank that failed first died of."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Its reports of a failed rank repeat, over forty lines, what the rank has said in one.
@@ -128,7 +254,7 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], reque
         min_nodes=config.launch.nodes,
         max_nodes=config.launch.nodes,
         nproc_per_node=processes,
-        run_id=Path(config.run_dir).name or "megatrain",
+        run_id=f"{Path(config.run_dir).name}.{start}",
         rdzv_backend="c10d",
         rdzv_endpoint=config.launch.rendezvous or "localhost:0",
         max_restarts=0,
@@ -149,10 +275,12 @@ def _launch(config: TrainConfig, processes: int, arguments: Sequence[str], reque
         rank, first = min(failures, key=lambda item: (item[1].timestamp, item[1].exitcode >= 0))
         who = f"rank {rank} ({socket.gethostname()})"
         if first.exitcode < 0:
-            return _Failure(BUG, f"{who} was killed by signal {-first.exitcode}", certain=True)
-        return _Failure(first.exitcode, f"{who} ended with exit code {first.exitcode}")
+            return _Failure(BUG, f"{who} was killed by signal {-first.exitcode}", certain=True, of_ranks=True)
+        return _Failure(first.exitcode, f"{who} ended with exit code {first.exitcode}", of_ranks=True)
     except RendezvousConnectionError:
-        return _Failure(BUG, f"the launcher that keeps launch.rendezvous={config.launch.rendezvous} is gone")
+        return _unreachable(config.launch.rendezvous)
+    except RendezvousTimeoutError:
+        return _Failure(BUG, f"launch.nodes={config.launch.nodes}: not all came to {config.launch.rendezvous} in time")
     return None
 
 

@@ -33,6 +33,13 @@ class ResilienceConfig:
     """How long a rank may be silent, or its main thread may stand still before the run is ended: while reading a batch,
     computing, updating, evaluating a micro-batch, saving a tensor. Three times as long in the first step of a start.
     At least four heartbeats."""
+    restarts: int = 0
+    """How often, after a rank crashed or hung, a launcher starts the ranks again from the last checkpoint."""
+    crash_loop: int = 3
+    """So many crashes in a row at the same step, in whatever starts and jobs, end the run with exit code 3; 0: none."""
+    time_limit_seconds: float | None = None
+    """How long after its start a run saves and ends with exit code 75, less what saving takes; null: what is left of
+    its Slurm job."""
     corruption_every: int = 100
     """Steps between comparisons of what ranks hold alike; who holds other bits is named and ends the run. 0: never."""
     preflight: bool = False

@@ -64,11 +64,13 @@ from megatrain.resilience.anomalies import Anomalies
 from megatrain.resilience.beats import FIRST_STEP
 from megatrain.resilience.corruption import Comparison
 from megatrain.resilience.files import write_whole
+from megatrain.resilience.lease import Lease, end_at_once, start_name
 from megatrain.resilience.outcome import clear_outcome, write_outcome
-from megatrain.resilience.parent import die_with_launcher
+from megatrain.resilience.parent import LAUNCHER, die_with_launcher
 from megatrain.resilience.progress import Progress
 from megatrain.resilience.stopping import StopAgreement, StopSignal
 from megatrain.resilience.stragglers import Stragglers
+from megatrain.resilience.time_limit import TimeLimit, end_of_time
 from megatrain.resilience.watchdog import Watchdog
 from megatrain.trainer import Trainer
 
@@ -89,12 +91,24 @@ def main(arguments: Sequence[str]) -> int:
         if config is None:
             return DONE
         sources = checks.check(config)
+        run_dir = Path(config.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lease = Lease(run_dir, start_name(1, None), end_at_once)
+        if rank == 0 and LAUNCHER not in os.environ:
+            lease.take()
     except MegatrainError as error:
         if rank == 0:
             print(f"megatrain train: {error}", file=sys.stderr)
         return error.exit_code
+    try:
+        return _run(config, sources, stop, rank)
+    finally:
+        lease.release()
+
+
+def _run(config: TrainConfig, sources: list[Source], stop: StopSignal, rank: int) -> int:
+    """Trains in a run directory that is this run's; the rank's exit code."""
     run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         # Under plain torchrun nobody has; another rank of this start may have failed already.
         clear_outcome(run_dir, before=psutil.Process().create_time())
@@ -195,7 +209,7 @@ def build(
         loader=loader,
         metrics=open_metrics(step),
         saver=saver,
-        stopping=StopAgreement(stop, _store(), _attempt(), rank),
+        stopping=StopAgreement(stop, _store(), _attempt(), rank, limit=None if rank else time_limit(config, saver)),
         events=events,
         held_out=make_held_out(config, objective, mesh),
         kept_state={
@@ -239,6 +253,12 @@ def make_saver(config: TrainConfig, progress: Progress) -> BackgroundSaver:
     manager = CheckpointManager(Path(config.run_dir), rank, ranks, agree, config.saving.remote)
     busy = progress.meeting(Agreement(_store(), ranks, f"saving/{_attempt()}", slowest))
     return BackgroundSaver(manager, config.saving, progress, background, busy)
+
+
+def time_limit(config: TrainConfig, saver: BackgroundSaver) -> TimeLimit | None:
+    """The end of the run's time, counted from when its launcher started; None where there is none."""
+    ends = end_of_time(config.resilience.time_limit_seconds, psutil.Process(os.getppid()).create_time())
+    return None if ends is None else TimeLimit(ends, lambda: saver.longest_seconds)
 
 
 def make_corruption_check(config: TrainConfig, engine: Engine) -> CorruptionCheck | None:

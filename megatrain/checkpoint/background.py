@@ -42,7 +42,7 @@ class Save:
 
 
 class BackgroundSaver:
-    """Every rank has one and makes the same calls, from its main thread."""
+    """Every rank has one and makes the same calls, from its main thread. longest_seconds: of the saves so far."""
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class BackgroundSaver:
         self.progress = progress
         self.background = background
         self.agree_on_busy = agree_on_busy
+        self.longest_seconds: float | None = None
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[Save] | None = None
@@ -100,6 +101,7 @@ class BackgroundSaver:
         if self._running is None or not self._running.done():
             return None
         save, self._running = self._running.result(), None
+        self.longest_seconds = max(save.seconds, self.longest_seconds or 0.0)
         return save
 
     def _save(self, step: int, shards: Callable[[], Iterable[Shard]], state: TrainerState, began: float) -> Save:

@@ -1,9 +1,10 @@
-"""Stopping on request: a signal to any rank stops all ranks after the same step.
+"""Stopping on request, or since time gets short: all ranks stop after the same step.
 
 Design choices:
 - A handler only sets a flag. Whatever runs, runs on; the trainer looks between steps.
 - Stopping is agreed a fixed number of steps ahead, over the CPU store: the rank with the signal names a step that no
   other rank has reached, so every rank learns of it in time, and no step waits for the agreement.
+- Where time gets short (time_limit.py) the rank that sees it proposes, as if it had a signal.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
+    from megatrain.resilience.time_limit import TimeLimit
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """A scheduler's end of time (Slurm's --signal too), and Ctrl-C."""
 
 
 class StopSignal:
-    """Whether this process was asked to stop. `name` is the first signal's, None so far."""
+    """Whether this process was asked to stop. `name`: the first signal, or what else asks; None so far."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -51,10 +54,17 @@ class StopAgreement:
     """
 
     def __init__(
-        self, stop: StopSignal, store: Store | None, attempt: str, rank: int = 0, steps_ahead: int = 3
+        self,
+        stop: StopSignal,
+        store: Store | None,
+        attempt: str,
+        rank: int = 0,
+        steps_ahead: int = 3,
+        limit: TimeLimit | None = None,
     ) -> None:
-        """store: None in a run of one process, which stops at once."""
+        """store: None in a run of one process, which stops at once. limit: one rank has it, if there is one."""
         self.stop = stop
+        self.limit = limit
         self.store = store
         self.rank = rank
         self.steps_ahead = steps_ahead
@@ -67,6 +77,8 @@ class StopAgreement:
         Doesn't block on other ranks. Raises RuntimeError where the agreed step is past: this rank ran further ahead
         than steps_ahead allows, and would save another step than the others.
         """
+        if self.limit is not None and self.limit.is_short(self.steps_ahead) and self.stop.name is None:
+            self.stop.name = "time limit"
         if self.store is None:
             return self._reason() if self.stop.name is not None else None
         if self._agreed is None:

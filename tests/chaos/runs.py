@@ -31,8 +31,9 @@ from tests.distributed.command import Command, curve, keys
 INJECTION = Path(__file__).parent / "injection"
 STEPS = 24
 KEPT = 2
-OVERRIDES = ("model.vocab_size=8192", f"max_steps={STEPS}", "saving.every=1", f"saving.keep_last={KEPT}")
-"""A checkpoint of 7 MB after every step: the data file of a rank takes several writes."""
+SAVING = ("saving.every=1", f"saving.keep_last={KEPT}")
+OVERRIDES = ("model.vocab_size=8192", f"max_steps={STEPS}", *SAVING, "resilience.crash_loop=0")
+"""A checkpoint of 7 MB after every step: the data file of a rank takes several writes. Deaths at one step are meant."""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,9 @@ IMPOSSIBLE = {
     "launch.processes=0": "launch.processes=0: legal: above 0",
     "resilience.heartbeat_seconds=0": "resilience.heartbeat_seconds=0.0: legal: above 0",
     "resilience.timeout_seconds=15": "resilience.timeout_seconds=15.0: legal: at least 20.0, four resilience.heartbeat",
+    "resilience.restarts=-1": "resilience.restarts=-1: legal: 0 or more",
+    "resilience.crash_loop=-1": "resilience.crash_loop=-1: legal: 0 or more",
+    "resilience.time_limit_seconds=0": "resilience.time_limit_seconds=0.0: legal: above 0",
 }
 """Bad arguments, and how the line on the terminal begins."""
 

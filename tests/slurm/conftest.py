@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two nodes on this machine (testbed/README.md), for the tests of this folder."""
+"""A real Slurm cluster of three nodes on this machine (testbed/README.md), for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def slurm() -> Iterator[Cluster]:
         folder = Path(name)
         folder.chmod(0o711)  # munge wants its socket where everyone gets
         cluster = Cluster(folder)
-        cluster("up", "2")
+        cluster("up", "3")
         try:
             if (folder / "bin" / "sbatch").exists():
                 patch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
