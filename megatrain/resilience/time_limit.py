@@ -3,6 +3,7 @@
 Design choices:
 - What stopping takes is what it has taken so far: twice the longest save, a step as long as the longest (with an
   evaluation in it), the steps until all ranks stop, and SPARE_SECONDS. The first step, which compiles, isn't counted.
+  At most half of the time is left over: the rest is for training, however short a job is.
 - One rank looks, once a step, at its own monotonic clock. The clocks of hosts are compared once, at its start; Slurm's
   own messages already need them within minutes of each other.
 - Slurm says in the environment when a job ends; before version 23.02 one has to ask squeue.
@@ -34,7 +35,8 @@ class TimeLimit:
     ) -> None:
         self._save_seconds = save_seconds
         self._clock = clock
-        self._ends = clock() + ends - time.time()
+        left = ends - time.time()
+        self._ends, self._most = clock() + left, left / 2
         self._asked: float | None = None
         self._last = self._longest = 0.0
 
@@ -46,7 +48,8 @@ class TimeLimit:
         self._asked, self._last, self._longest = now, step, max(step, self._longest)
         save = self._save_seconds()
         saving = 2 * (FIRST_SAVE_SECONDS if save is None else save)
-        return now + self._longest + steps_ahead * usual + saving + SPARE_SECONDS > self._ends
+        needed = self._longest + steps_ahead * usual + saving + SPARE_SECONDS
+        return now + min(needed, self._most) > self._ends
 
 
 def end_of_time(seconds: float | None, began: float, environment: Mapping[str, str] = os.environ) -> float | None:

@@ -36,6 +36,7 @@ def test_it_leaves_what_stopping_takes() -> None:
     # 1000 s, less 30 to spare, twice 60 or 100 for the save, and four steps of 2 s.
     assert stops_after(limit(clock, 1000), clock, 2) == pytest.approx(1000 - 30 - 120 - 8, abs=4)
     assert stops_after(limit(clock, 1000, lambda: 100), clock, 2) == pytest.approx(1000 - 30 - 200 - 8, abs=4)
+    assert stops_after(limit(clock, 120), clock, 2) == pytest.approx(120 / 2, abs=4)
 
 
 def test_it_reckons_with_a_step_as_long_as_the_longest_but_the_first() -> None:

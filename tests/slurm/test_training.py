@@ -97,7 +97,10 @@ def test_a_stopped_job_trains_the_same(
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [(("--time=2", "--signal=USR1@60"), "SIGUSR1 at rank "), (("--time=4", "--signal=CONT@1"), "time limit at rank 0")],
+    [
+        (("--time=5", "--signal=USR1@180"), "SIGUSR1 at rank "),
+        (("--time=4", "--signal=CONT@1"), "time limit at rank 0"),
+    ],
     ids=["signal", "no signal"],
 )
 def test_a_job_that_needs_more_time_than_it_may_have(
