@@ -184,12 +184,7 @@ def build(
     cleaned = saver.manager.clean()
     chosen = choice.choose(config.kernels, config.model, config.precision)
     engine = make_engine(config, mesh, chosen.kernels, len(sources), progress)
-    reader, passed_over = saver.manager.load(engine.load_shards)
-    for reason in passed_over if rank == 0 else ():
-        log.warning("passed over: %s", reason)
-    if reader is None:
-        engine.load_shards(first_weights(config))
-    saved = None if reader is None else reader.state
+    saved, passed_over = load(config, engine, saver.manager)
     documents = chosen.kernels.attention is AttentionKernel.flash
     objective = objectives.build(config.objective, config.data.document_mask, documents)
     loader = make_loader(Plan(config, sources), objective, saved, mesh)
@@ -236,6 +231,16 @@ def build(
     if saved:  # One more where something else is asked for now.
         trainer.begin_segments(loader.state()["segments"][len(saved["data"]["segments"]) :])
     return trainer
+
+
+def load(config: TrainConfig, engine: Engine, manager: CheckpointManager) -> tuple[TrainerState | None, list[str]]:
+    """Fills the engine; what the checkpoint says besides, None for a new run, and why newer ones were passed over."""
+    reader, passed_over = manager.load(engine.load_shards)
+    for reason in passed_over if dist.get_rank() == 0 else ():
+        log.warning("passed over: %s", reason)
+    if reader is None:
+        engine.load_shards(first_weights(config))
+    return None if reader is None else reader.state, passed_over
 
 
 def first_weights(config: TrainConfig) -> ShardReader:
