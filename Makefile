@@ -8,14 +8,14 @@ PYTEST := $(BIN)/python -m pytest -q
 # For suites whose tests start no ranks and measure no time. A file's tests stay together, for they share what they made.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos test-models test-docker test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-long test-chaos test-models test-docker test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
 test: test-fast test-kernels test-distributed test-slurm test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
 
-test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
+test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-long test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
 	$(PYTEST) $(PARALLEL) -m "not kernels and not distributed and not slurm and not gpu and not long"
@@ -37,6 +37,10 @@ test-deaths: $(VENV)/installed  ## the real command killed, its files altered, i
 test-parity: $(VENV)/installed  ## every layout against one process; an hour on two cores
 	$(PYTEST) -m "distributed and not gpu" $(addprefix tests/distributed/test_, \
 		parity.py costs.py pipeline.py initial_weights.py checkpoint_layouts.py remote_resume.py first_weights.py)
+
+test-long: $(VENV)/installed  ## every long form, of kernels too; some hours on two cores
+	$(PYTEST) -m "long and not kernels and not gpu"
+	TRITON_INTERPRET=1 $(PYTEST) -m "long and kernels and not gpu"
 
 test-chaos: $(VENV)/installed  ## every way to die in a save; half an hour on two cores
 	$(PYTEST) -m chaos tests/chaos

@@ -120,7 +120,7 @@ def test_data_that_go_wrong_again_are_passed_over(small_set: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("saving", "rollbacks", "reason"),
     [
-        ("saving.every=4", 2, "resilience.anomalies.rollbacks=2 are used up"),
+        pytest.param("saving.every=4", 2, "resilience.anomalies.rollbacks=2 are used up", marks=pytest.mark.long),
         ("saving.every=0", 0, "there is no checkpoint from before to go back to"),
     ],
 )
@@ -142,6 +142,7 @@ def test_what_stays_wrong_ends_the_run(
     assert f"{run_dir}: {event['reason']}" == said
 
 
+@pytest.mark.long
 def test_what_was_expected_of_other_batches_is_forgotten(small_set: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     for shape in (("max_steps=4",), ("max_steps=6", "global_batch_size=4")):

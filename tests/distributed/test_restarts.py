@@ -86,6 +86,7 @@ def test_ranks_start_again_in_place(small_set: Path, uninterrupted: Callable[...
     assert (outcome.exit_code, outcome.step) == (DONE, STEPS)
 
 
+@pytest.mark.long
 def test_ranks_of_two_nodes_start_again_in_place(small_set: Path, tmp_path: Path) -> None:
     """Two launchers here; that of the second node loses its rank."""
     run_dir = tmp_path / "run"
@@ -103,6 +104,7 @@ def test_ranks_of_two_nodes_start_again_in_place(small_set: Path, tmp_path: Path
     assert [step for step, *_ in curve(run_dir)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.long
 def test_a_crash_loop_ends_whoever_starts_it(small_set: Path, tmp_path: Path) -> None:
     """Once by hand, then twice in place. Who starts it after that has mended it."""
     run_dir = tmp_path / "run"

@@ -29,7 +29,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
-@pytest.mark.parametrize("engine", ["engine=fsdp", "engine=deepspeed"])
+@pytest.mark.parametrize("engine", ["engine=fsdp", pytest.param("engine=deepspeed", marks=pytest.mark.long)])
 def test_a_slow_rank_is_named(engine: str, small_set: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(RANK_1_IS_SLOW)
     run_dir = tmp_path / "run"

@@ -94,6 +94,7 @@ def test_real_ranks_measure_and_the_slow_one_is_named(pool: Pool) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_command_on_two_nodes(tmp_path: Any) -> None:
     """Two launchers that meet, as on two nodes."""

@@ -127,7 +127,8 @@ def continued_from(job: Job) -> int:
     return step
 
 
-@pytest.mark.parametrize("node", [pytest.param("node1", marks=pytest.mark.long), "node2"], ids=["batch", "other"])
+@pytest.mark.long
+@pytest.mark.parametrize("node", ["node1", "node2"], ids=["batch", "other"])
 def test_a_power_cut(node: str, slurm: Cluster, data: Path, unbroken: Callable[..., Path], tmp_path: Path) -> None:
     """Of the node where the script runs, or of the other; it comes back."""
     job = submit(data, tmp_path / "run", options=("--nodelist=node1,node2",))
