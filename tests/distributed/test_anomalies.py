@@ -64,6 +64,7 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     return [dict(event) for event in read(run_dir / "events.jsonl") if event["event"] == kind]
 
 
+@pytest.mark.long
 def test_a_nan_on_one_rank_and_a_spike_cost_their_steps_and_nothing_else(small_set: Path, tmp_path: Path) -> None:
     """The run is stopped and continued in between: it knows what to expect as one that wasn't does."""
     curves = []

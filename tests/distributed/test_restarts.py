@@ -117,7 +117,8 @@ def test_a_crash_loop_ends_whoever_starts_it(small_set: Path, tmp_path: Path) ->
         assert command.wait().code == BUG
     with start("resilience.restarts=9") as command:
         finished = command.wait()
-    loop = "crash loop: died 3 times in a row at step 2, the last time because RuntimeError: two halves make no whole"
+    last = f"rank 1 ({socket.gethostname()}): RuntimeError: two halves make no whole"
+    loop = f"crash loop: died 3 times in a row at step 2, the last time because {last}"
     assert finished.code == GAVE_UP
     assert finished.stderr.count("restart 1 of 9\n") == 1
     assert finished.stderr.endswith(f"megatrain train: {loop}\n")
