@@ -152,9 +152,13 @@ def test_an_offline_wandb_run_is_real_keeps_its_id_on_resume_and_holds_no_key(
 
 
 def run_alone(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program with a W&B of its own: this process has started one, and tells its children through WANDB_*."""
+    """Runs a program with a W&B of its own: this process has started one, and tells its children through WANDB_*.
+
+    One that hangs says where.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    command = [sys.executable, "-c", program]
+    deadline = "import faulthandler\nfaulthandler.dump_traceback_later(50, exit=True)\n"
+    command = [sys.executable, "-c", deadline + program]
     return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -177,7 +181,7 @@ sink.close()
 print("went on")
 """
     done = run_alone(program)
-    assert done.stdout == "went on\n"
+    assert done.stdout == "went on\n", done.stderr
     assert done.stderr.count("megatrain train: W&B is lost") == 1
 
 
