@@ -173,7 +173,7 @@ sink.write({{"step": 1, "loss": 2.0}})
 children = psutil.Process().children(recursive=True)
 for child in children:
     child.kill()
-psutil.wait_procs(children)
+psutil.wait_procs(children, timeout=10)  # A grandchild stays for as long as process 1 leaves it unreaped.
 while not sink.lost:
     sink.write({{"step": 2, "loss": 2.0}})
 sink.write({{"step": 3, "loss": 2.0}})
