@@ -48,15 +48,16 @@ def tiny() -> ModelConfig:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("model", [MODEL, pytest.param(tiny(), marks=pytest.mark.long)], ids=lambda m: m.name)
 def test_twenty_steps(model: ModelConfig) -> None:
-    steps = [samples.batch(2, sequence_length=16, seed=step, vocab_size=model.vocab_size) for step in range(20)]
+    # Eight samples: law 4's floor is over micro-batches of 1, 2, 4 and 8.
+    steps = [samples.batch(8, sequence_length=8, seed=step, vocab_size=model.vocab_size) for step in range(20)]
     rates = [LEARNING_RATE] * len(steps)
 
     def train(micro_batch_size: int, kernels: KernelsConfig = TORCH) -> reference.Result:
         return reference.train(model, samples.OPTIM, steps, rates, micro_batch_size, kernels=kernels)
 
-    expected = train(2)
+    expected = train(8)
     assert min(expected.gradient_norms) > samples.OPTIM.gradient_clip
-    assert 0 < reference.distance(train(2, TRITON), expected) <= 4 * reference.floor(train)
+    assert 0 < reference.distance(train(8, TRITON), expected) <= 4 * reference.floor(train)
 
 
 @dataclass(frozen=True)
