@@ -30,6 +30,8 @@ RANKS = 4
 GUILTY = 3
 TENSOR = ParallelConfig(tensor=2)
 LEFT_WHOLE = "weights of pipeline rank 0 that tensor parallelism leaves whole"
+SHORT = ("zero1-bf16", "zero2-tensor", "fsdp-replicate")
+"""Layouts of `make test`."""
 LAYOUTS: dict[str, tuple[EngineConfig, Precision, ParallelConfig, list[str]]] = {
     "zero0": (
         DeepSpeedConfig(zero_stage=0),
@@ -112,7 +114,9 @@ def verdicts(layout: str) -> dict[str, str | None]:
     return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [layout if layout in SHORT else pytest.param(layout, marks=pytest.mark.long) for layout in LAYOUTS]
+)
 def test_a_flipped_bit_is_found_wherever_it_can_be(layout: str, pool: Pool) -> None:
     found = pool.run(verdicts, RANKS, timeout=120, layout=layout)[0]
     shared = LAYOUTS[layout][-1]
