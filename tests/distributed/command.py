@@ -142,11 +142,13 @@ class Command:
 
     def ranks(self) -> list[psutil.Process]:
         """Its ranks, in order."""
-        ranks = {}
+        ranks: dict[int, psutil.Process] = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 if "megatrain.train" in process.cmdline() and "RANK" in (environment := process.environ()):
-                    ranks[int(environment["RANK"])] = process
+                    # What a rank forks looks like it, until it runs another program: the rank is the elder.
+                    other = ranks.setdefault(int(environment["RANK"]), process)
+                    ranks[int(environment["RANK"])] = min(process, other, key=psutil.Process.create_time)
         return [ranks[rank] for rank in sorted(ranks)]
 
     def processes(self) -> list[psutil.Process]:
