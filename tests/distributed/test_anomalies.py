@@ -122,7 +122,7 @@ def test_data_that_go_wrong_again_are_passed_over(small_set: Path, tmp_path: Pat
     ("saving", "rollbacks", "reason"),
     [
         pytest.param("saving.every=4", 2, "resilience.anomalies.rollbacks=2 are used up", marks=pytest.mark.long),
-        ("saving.every=0", 0, "there is no checkpoint from before to go back to"),
+        pytest.param("saving.every=0", 0, "there is no checkpoint from before to go back to", marks=pytest.mark.long),
     ],
 )
 def test_what_stays_wrong_ends_the_run(

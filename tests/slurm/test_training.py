@@ -1,7 +1,7 @@
 """Jobs that are stopped, or lose a node, and are requeued, train what an unbroken run trains.
 
 Real jobs by launch/slurm/pretrain.sbatch: two nodes with two processes each, ZeRO-3 over gloo. An unbroken run has as
-many processes on one node.
+many processes on one node. All of it is long: of jobs that train, `make test` has test_pipeline_of_jobs.py.
 """
 
 from __future__ import annotations
@@ -76,11 +76,9 @@ def preempt(_job: Job) -> None:
     subprocess.run(["sbatch", *wants, "--wrap=sleep 1"], check=True, capture_output=True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize(
-    "stop",
-    [cancel_with_signal, pytest.param(requeue, marks=pytest.mark.long), pytest.param(preempt, marks=pytest.mark.long)],
-)
+@pytest.mark.parametrize("stop", [cancel_with_signal, requeue, preempt])
 def test_a_stopped_job_trains_the_same(
     stop: Callable[[Job], None], data: Path, unbroken: Callable[..., Path], tmp_path: Path
 ) -> None:
