@@ -14,6 +14,7 @@ import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -41,10 +42,10 @@ class Report:
         return asdict(self)
 
     @staticmethod
-    def of(plain: dict[str, object]) -> Report:
+    def of(plain: dict[str, Any]) -> Report:
         """The reverse."""
-        findings = tuple(Finding(**each) for each in plain["findings"])  # type: ignore[attr-defined]
-        return Report(str(plain["host"]), findings, dict(plain["versions"]))  # type: ignore[call-overload]
+        findings = tuple(Finding(**each) for each in plain["findings"])
+        return Report(str(plain["host"]), findings, dict(plain["versions"]))
 
 
 def examine(config: DoctorConfig) -> Report:

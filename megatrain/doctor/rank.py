@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _get_default_store
@@ -62,11 +63,9 @@ def _diagnose(config: DoctorConfig) -> int:
     return int(store.get("doctor/code"))
 
 
-def _rows(
-    config: DoctorConfig, place: Place, everyone: list[dict[str, object]], offsets: dict[int, float]
-) -> list[Row]:
+def _rows(config: DoctorConfig, place: Place, everyone: list[dict[str, Any]], offsets: dict[int, float]) -> list[Row]:
     hosts = [str(each["host"]) for each in everyone]
-    reports = [Report.of(each["report"]) for each in everyone if each["report"]]  # type: ignore[arg-type]
+    reports = [Report.of(each["report"]) for each in everyone if each["report"]]
     rows = diagnosis.of_nodes(reports)
     if len(reports) > 1:
         rows.append(diagnosis.same_versions(reports))
@@ -75,12 +74,12 @@ def _rows(
     return rows + diagnosis.network(_speeds(place, everyone, hosts), config.bandwidth_gigabytes)
 
 
-def _speeds(place: Place, everyone: list[dict[str, object]], hosts: list[str]) -> Speeds:
+def _speeds(place: Place, everyone: list[dict[str, Any]], hosts: list[str]) -> Speeds:
     """Who is slow is found among those that played together: of one node, or of one rail."""
     names = [f"rank {rank} ({host})" for rank, host in enumerate(hosts)]
     speeds: dict[Pair, float] = {}
     for each in everyone:
-        for a, b, speed in each["pairs"]:  # type: ignore[attr-defined]
+        for a, b, speed in each["pairs"]:
             speeds[a, b] = min(speed, speeds.get((a, b), speed))
     ranks: list[str] = []
     links: list[str] = []
@@ -90,7 +89,7 @@ def _speeds(place: Place, everyone: list[dict[str, object]], hosts: list[str]) -
         slow, between = network.slow({pair: speed for pair, speed in speeds.items() if pair[0] in players})
         ranks += [names[rank] for rank in slow]
         links += [f"{names[a]} and {names[b]}" for a, b in between]
-    rings = [float(each["ring"]) for each in everyone]  # type: ignore[arg-type]
+    rings = [float(each["ring"]) for each in everyone]
     return Speeds(min(rings), (min(speeds.values()), max(speeds.values())), tuple(ranks), tuple(links))
 
 

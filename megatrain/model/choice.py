@@ -18,10 +18,8 @@ from megatrain.config import AttentionKernel, Kernel, KernelsConfig, LossKernel,
 from megatrain.errors import bad_value
 from megatrain.kernels import stamps
 from megatrain.kernels.attention import configs, flash
+from megatrain.kernels.attention.op import MAX_HEAD_DIM
 from megatrain.model.spec import head_dim
-
-MAX_HEAD_DIM = 256
-"""Of Triton's attention."""
 
 TORCH = KernelsConfig(AttentionKernel.torch, Kernel.torch, Kernel.torch, Kernel.torch, LossKernel.torch)
 """What is everywhere."""
