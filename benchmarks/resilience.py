@@ -65,7 +65,7 @@ NARROW = (
     "model.num_kv_heads=4",
     "engine.persistence_elements=100",
     "launch.max_idle_share=0.9",
-    "global_batch_size=4",
+    "global_batch_size=2",
     "micro_batch_size=1",
     "data.bad_member=skip",
     "logger.console.every=0",
@@ -79,7 +79,7 @@ SUM_RATE = 5.0
 """GB of weights that a CPU sums in a second, at least."""
 TIMEOUT_SECONDS = 120.0
 
-WATCHING, COMPARING, ALL = "watchdog", "corruption", "all"
+WATCHING, COMPARING = "watchdog", "corruption"
 HOOKS: Mapping[str, Sequence[tuple[type, str]]] = {
     COMPARING: [(CorruptionCheck, "after_step")],
     "anomalies": [(Anomalies, "limits"), (Anomalies, "series"), (SkipSink, "write")],
@@ -95,16 +95,14 @@ Costs = dict[str, float]
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """A row for each part of each run, and one for all of it."""
+    """Rows of each part of each run, and of all of it."""
     rows: list[Row] = []
     bars = [Bar("GB of weights summed by CPU second", sum_rate(), SUM_RATE)]
     for stage, crowd in ((3, arguments.ranks), (3, arguments.crowd), (1, arguments.ranks)):
-        costs = run(stage, arguments.ranks, crowd)
-        name = f"ZeRO-{stage}, {crowd}"
+        name, costs = f"ZeRO-{stage}, {crowd} ranks", run(stage, arguments.ranks, crowd)
         rows += table(name, costs)
-        if stage == 3:
-            most = max(sum(shares(each).values()) for each in costs)
-            bars.append(Bar(f"{name} ranks: {SHARE:.1%} of a step over what the hooks take", SHARE / most, 1.0))
+        most = max(sum(shares(rank).values()) for rank in costs)
+        bars.append(Bar(f"{name}: {SHARE:.1%} of a step over what all hooks take", SHARE / most, 1.0))
     return Result(rows, bars)
 
 
@@ -116,20 +114,24 @@ def shares(costs: Costs) -> Costs:
 
 
 def table(name: str, costs: Sequence[Costs]) -> Iterator[Row]:
-    """The rows of one run. costs: of each rank."""
-    once = {WATCHING: "beat", COMPARING: "comparison"}
-    for part in (*costs[0], ALL):
-        spent = [sum(shares(rank).values()) if part == ALL else rank[part] for rank in costs]
-        share = [sum(shares(rank).values()) if part == ALL else shares(rank)[part] for rank in costs]
-        yield {
+    """The rows of a run: rank 0, and the rank of the others that spends most. %: of a step of a second."""
+
+    def line(part: str, each: str, seconds: Sequence[float], share: Sequence[float]) -> Row:
+        return {
             "run": name,
             "part": part,
-            "us": once.get(part, "step"),
-            "rank 0": round(1e6 * spent[0]),
-            "others": round(1e6 * max(spent[1:])),
-            "% of 1 s": round(100 * share[0], 4),
-            "of others": round(100 * max(share[1:]), 4),
+            "each": each,
+            "us, rank 0": round(1e6 * seconds[0]),
+            "us, others": round(1e6 * max(seconds[1:])),
+            "%, rank 0": round(100 * share[0], 4),
+            "%, others": round(100 * max(share[1:]), 4),
         }
+
+    for part in costs[0]:
+        each = {WATCHING: "beat", COMPARING: "comparison"}.get(part, "step")
+        yield line(part, each, [rank[part] for rank in costs], [shares(rank)[part] for rank in costs])
+    totals = [sum(shares(rank).values()) for rank in costs]
+    yield line("all", "second", totals, totals)
 
 
 def sum_rate() -> float:
@@ -286,4 +288,4 @@ def client() -> Store:
 
 
 if __name__ == "__main__":
-    sys.exit(main("What surviving costs a rank", measure, ranks=3, crowd=512))
+    sys.exit(main("What surviving costs a rank", measure, ranks=2, crowd=512))

@@ -28,7 +28,7 @@ WINDOW = 16
 Z_SCORE = 5.0
 """A rank further than so many deviations above the median is slow."""
 LEAST_DEVIATION, MOST_DEVIATION = 0.03, 0.04
-"""Of the median: no smaller deviation is believed, and no larger one; how far a few ranks are apart is mostly chance."""
+"""Of the median: no smaller deviation is believed, and no larger one. How far few ranks are apart is mostly chance."""
 NORMAL = 1.4826
 
 COMPUTING, READING = "computing", "reading data"

@@ -70,9 +70,7 @@ def named(steps: Steps, slow: dict[int, tuple[float, float]], after: int = 0) ->
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 24), st.floats(0, 0.06), st.data())
-def test_a_rank_that_computes_slower_is_named_in_time(
-    seed: int, ranks: int, noise: float, data: st.DataObject
-) -> None:
+def test_a_rank_that_computes_slower_is_named_in_time(seed: int, ranks: int, noise: float, data: st.DataObject) -> None:
     slow = data.draw(st.integers(0, ranks - 1))
     found = named(drawn(seed, ranks, 200, noise), {slow: (1.3, 0.0)}, after=100)
     assert [(each.rank, each.host, each.what) for _, each in found] == [(slow, f"node-{slow}", COMPUTING)]
