@@ -195,6 +195,7 @@ def train_and_count(folder: Path, stage: int, crowd: int, overrides: Sequence[st
         train_to(trainer, WARM_UP + STEPS)
         costs = {part: seconds[part] / STEPS for part in HOOKS}
         beats_after, watching_after = watched(watchdog)
+    assert len(watchdog.beats.last) == crowd
     watchdog.stop()
     trainer.loader.close()
     trainer.metrics.close()
