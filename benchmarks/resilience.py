@@ -12,7 +12,7 @@ Design choices:
 - The crowd: so many ranks are in the store with their beats and hashes; a few of them run. The watchdogs, and rank 0's
   comparison, are the only hooks that meet the others.
 - What is compared is read once, by the device where there is one. The tensors here are narrow: the runs count what it
-  takes to ask for it. What it takes a CPU to read is a bar of its own.
+  takes to ask for it. How fast a CPU reads is a bar of its own.
 """
 
 from __future__ import annotations
@@ -217,10 +217,12 @@ def counted_hooks() -> Iterator[Counter[str]]:
     plain = {(owner, name): getattr(owner, name) for hooks in HOOKS.values() for owner, name in hooks}
     for part, hooks in HOOKS.items():
         for owner, name in hooks:
-            setattr(owner, name, counted(getattr(owner, name), part, seconds))
-    yield seconds
-    for (owner, name), function in plain.items():
-        setattr(owner, name, function)
+            setattr(owner, name, counted(plain[owner, name], part, seconds))
+    try:
+        yield seconds
+    finally:
+        for (owner, name), function in plain.items():
+            setattr(owner, name, function)
 
 
 def counted(function: Callable[..., Any], part: str, seconds: Counter[str]) -> Callable[..., Any]:
