@@ -75,7 +75,7 @@ benchmarks: $(VENV)/installed  ## each prints a table, and fails when a bar does
 		litdata==0.2.76 torchdata==0.11.0 lightning-utilities==0.15.3
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/peers \
 		torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18.0
-	failed=0; for name in loader packing prep filters deduplicate train_step checkpoint block; do \
+	failed=0; for name in loader packing prep filters deduplicate train_step checkpoint block resilience; do \
 		$(BIN)/python -m benchmarks.$$name || failed=1; done; exit $$failed
 
 clean:

@@ -7,12 +7,12 @@ Design choices:
   counts.
 - Robust z-scores over ranks: the distance to the median, over the median absolute deviation (times 1.4826, which
   makes it a standard deviation where the noise is normal: Rousseeuw and Croux 1993), which a few slow ranks can't move.
-  Where ranks are all but equal the deviation is taken to be at least LEAST_DEVIATION of the median: below
-  1 + Z_SCORE x LEAST_DEVIATION = 1.15 times the median nobody is named.
-- Of an even number of ranks the lower median counts, so that of two the slower can be named.
+- Median and deviation are those of all but the slowest: among few ranks its own time would decide what is usual.
+- The deviation is taken to be LEAST_DEVIATION to MOST_DEVIATION of the median: below 1.15 times the median nobody is
+  named, above 1.2 times everybody, however far ranks are apart.
 - Only what two windows say that share no step is said.
-- Not seen: a slow link (`megatrain doctor` measures it), a host that launches kernels slowly, and the slow half where
-  half of the ranks are slow. Ranks of a tensor-parallel group wait for each other inside the piece: all are named.
+- Not seen: a slow link (`megatrain doctor` measures it), a host that launches kernels slowly, and slow ranks where most
+  are slow. Ranks of a tensor-parallel group wait for each other inside the piece: all are named.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from statistics import median, median_low
+from statistics import median
 
 WINDOW = 16
 """Steps that a rank's medians are over."""
 Z_SCORE = 5.0
 """A rank further than so many deviations above the median is slow."""
-LEAST_DEVIATION = 0.03
-"""Of the median: no smaller deviation is believed."""
+LEAST_DEVIATION, MOST_DEVIATION = 0.03, 0.04
+"""Of the median: no smaller deviation is believed, and no larger one. How far few ranks are apart is mostly chance."""
 NORMAL = 1.4826
 
 COMPUTING, READING = "computing", "reading data"
@@ -136,9 +136,10 @@ def judge(paces: Mapping[int, tuple[str, Pace]]) -> list[Straggler]:
     }
     found = []
     for what, each in seconds.items():
-        usual = median_low(each.values())
-        spread = NORMAL * median_low(abs(value - usual) for value in each.values())
-        deviation = max(spread, LEAST_DEVIATION * usual)
+        others = sorted(each.values())[:-1]
+        usual = median(others)
+        spread = NORMAL * median(abs(value - usual) for value in others)
+        deviation = min(max(spread, LEAST_DEVIATION * usual), MOST_DEVIATION * usual)
         for rank, value in each.items():
             if value - usual > Z_SCORE * deviation:
                 host, pace = paces[rank]

@@ -23,7 +23,6 @@ SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
 STEPS = 400
 OVERRIDES = (
     "precision=fp64",
-    "engine.zero_stage=3",
     "saving.every=20",
     "logger.console.every=0",
 )
