@@ -24,7 +24,6 @@ STEPS = 400
 OVERRIDES = (
     f"max_steps={STEPS}",
     "precision=fp64",
-    "engine.zero_stage=3",
     "saving.every=20",
     "logger.console.every=0",
 )
@@ -107,7 +106,7 @@ def submit(
     """
     wait_for_nodes()
     log, start = run_dir.parent / f"{run_dir.name}.log", run_dir.parent / "start"
-    start.mkdir()
+    start.mkdir(exist_ok=True)
     (start / "sitecustomize.py").write_text(python)
     command = ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={log}", *options, str(SCRIPT)]
     environment = {
