@@ -1,7 +1,7 @@
 """Steps that go wrong again: the run goes back to a checkpoint in mid-run and passes over the samples since.
 
-Then it is, to the bit, what a run is that goes on from that checkpoint and is told to pass the same samples over: in every
-kind of layout, while a checkpoint is being written, and where it is asked to stop at the same time.
+Then it is, to the bit, what a run is that goes on from that checkpoint and is told to pass the same samples over: in
+every kind of layout, while a checkpoint is being written, and where it is asked to stop at the same time.
 """
 
 from __future__ import annotations
@@ -52,19 +52,11 @@ def going_wrong(folder: Path, first: int, last: int, besides: str = "") -> str:
     return injecting(folder, when, NAN, besides)
 
 
-@pytest.mark.parametrize(
-    ("processes", "layout"),
-    [
-        pytest.param(2, FP32, id="zero3 dp2 fp32"),
-        *(pytest.param(*each, id=name, marks=pytest.mark.long) for name, each in LAYOUTS.items()),
-    ],
-)
-def test_data_that_go_wrong_again_are_passed_over(
-    processes: int, layout: tuple[str, ...], small_set: Path, tmp_path: Path
-) -> None:
-    run_dir, told = tmp_path / "run", tmp_path / "told"
+def go_back(small_set: Path, folder: Path, layout: tuple[str, ...], processes: int = 2) -> tuple[Path, str]:
+    """Compares a run that goes back with one that is told what to pass over; its directory, and its PYTHONPATH."""
+    run_dir, told = folder / "run", folder / "told"
     # Steps 14 and 15.
-    path = going_wrong(tmp_path / "injected", 104, 112)
+    path = going_wrong(folder / "injected", 104, 112)
     keys = (*layout, *SAVING)
     with run(small_set, run_dir, *keys, path=path, processes=processes) as command:
         command.succeed(300)
@@ -82,13 +74,24 @@ def test_data_that_go_wrong_again_are_passed_over(
     with run(small_set, told, *keys, "data.pass_over=[[96,119]]", processes=processes) as command:
         command.succeed(300)
     assert curve(told) == curve(run_dir)[8:]
-    # Who starts from where the run went back to knows of it.
+    return run_dir, path
+
+
+def test_data_that_go_wrong_again_are_passed_over(small_set: Path, tmp_path: Path) -> None:
+    """Who starts from where the run went back to knows of it."""
+    run_dir, path = go_back(small_set, tmp_path, FP32)
     resumed = tmp_path / "resumed"
     shutil.copytree(step_folder(run_dir, 12), step_folder(resumed, 12))
-    with run(small_set, resumed, *layout, path=path, processes=processes) as command:
+    with run(small_set, resumed, *FP32, path=path) as command:
         command.succeed(300)
     assert curve(resumed) == curve(run_dir)[12:]
     assert read_state(step_folder(resumed, 24))["anomalies"]["rollbacks"] == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("processes", "layout"), LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_goes_back(processes: int, layout: tuple[str, ...], small_set: Path, tmp_path: Path) -> None:
+    go_back(small_set, tmp_path, layout, processes)
 
 
 SLOW_SAVE = """
@@ -171,7 +174,7 @@ StopAgreement.poll = asked
 def test_a_stop_that_is_agreed_when_the_run_goes_back(
     asked_at: int, stopped_at: int, small_set: Path, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """It ends with a checkpoint; the next start goes on behind the samples that are passed over, or goes back itself."""
+    """It ends with a checkpoint; the next start goes on behind what is passed over, or goes back by itself."""
     run_dir, keys = tmp_path / "run", (*FP32, *SAVING)
     besides = ASKED_TO_STOP.format(step=asked_at)
     with run(small_set, run_dir, *keys, path=going_wrong(tmp_path / "asked", 104, 112, besides)) as command:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from megatrain.errors import DONE
 from megatrain.observe.records import read
 from tests.distributed.command import curve, train, write_small_set
 from tests.slurm.conftest import Cluster
@@ -54,7 +55,8 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     def run(processes: int, *overrides: str) -> Path:
         run_dir = tmp_path_factory.mktemp("unbroken") / "run"
         with train(data, run_dir, *OVERRIDES, *overrides, processes=processes) as command:
-            command.succeed(timeout=400)
+            finished = command.wait(timeout=400)
+        assert finished.code == DONE, finished  # It may have named a rank that is slow, on a busy machine.
         assert len(curve(run_dir)) == STEPS
         return run_dir
 
