@@ -206,7 +206,8 @@ class Trainer:
         saved, left = reader.state, self.step
         self.saver.manager.remove_after(saved["step"])
         self.undone += left - saved["step"]
-        self.step = self.saved_step = saved["step"]
+        # The checkpoint that is there knows nothing of the samples to pass over.
+        self.step, self.saved_step = saved["step"], None
         self.held_out_loss = self.step, torch.tensor(saved.get("held_out_loss", math.nan))
         self.anomalies.restore(saved.get("anomalies"))
         self.anomalies.rollbacks += 1

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from megatrain.checkpoint.background import BackgroundSaver
+from megatrain.checkpoint.manager import NotSaved
 from megatrain.config import SavingConfig, TrainConfig
 from megatrain.engines.ranges import MASTER, Shard
+from megatrain.errors import GaveUp
 from megatrain.observe.metrics import LAG, MetricStream
 from megatrain.resilience.anomalies import Anomalies, Series
 from megatrain.resilience.progress import Place, Progress
@@ -28,6 +30,7 @@ class Parts:
     def __init__(self) -> None:
         self.places: list[Place] = []
         self.trainer: Any = None
+        self.full = False
 
     def evaluate(self, micro_batches: Iterable[object]) -> Any:
         self.take(micro_batches)
@@ -46,6 +49,8 @@ class Parts:
 
     def save(self, _step: int, shards: Iterable[Shard], _state: object) -> None:
         assert len(list(shards)) == 2
+        if self.full:
+            raise NotSaved("no space")
 
     def upload(self, _step: int) -> None:
         """There is nowhere to."""
@@ -87,7 +92,7 @@ def make_trainer(parts: Any) -> Trainer:
         engine=parts,
         loader=SimpleNamespace(state=lambda: {"n": 0}),  # type: ignore[arg-type]
         metrics=MetricStream([]),
-        saver=BackgroundSaver(parts, SavingConfig(), progress, Progress()),
+        saver=BackgroundSaver(parts, SavingConfig(retries=0), progress, Progress()),
         stopping=absent,
         events=None,
         held_out=lambda: iter([samples.batch(samples=1, sequence_length=4, seed=seed) for seed in range(3)]),
@@ -131,6 +136,19 @@ def test_going_back_keeps_what_is_known_of_the_checkpoint_and_saves_it_again() -
     assert trainer.loader.state()["n"] == 32
     assert trainer._state().get("held_out_loss") == 1.5
     assert parts.places == [Place(STEP, "go_back"), *[Place(2, "save")] * 2]
+
+
+def test_a_stop_after_going_back_needs_the_checkpoint_that_knows_of_it() -> None:
+    """That from before would have the next start train on the same samples again."""
+    trainer = make_trainer(parts := Parts())
+    trainer.loader, trainer.open_metrics = parts, lambda _step: MetricStream([])  # type: ignore[assignment]
+    parts.full = True
+    trainer.go_back(Series((3, 4), 31, "loss nan"))
+    with pytest.raises(GaveUp, match="no space"):
+        trainer.save_last()
+    parts.full = False
+    trainer.save_last()
+    assert trainer.saved_step == 2
 
 
 def test_a_stop_comes_as_soon_where_the_run_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
-"""`megatrain train` with two processes, and steps that go wrong in it: skipped, passed over, or the end of the run."""
+"""`megatrain train` with two processes, and steps that go wrong in it: skipped, or the end of the run.
+
+What is passed over is in test_going_back.py.
+"""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatrain.checkpoint.folders import read_state, scan, step_folder
+from megatrain.checkpoint.folders import read_state, step_folder
 from megatrain.errors import GAVE_UP
 from megatrain.observe.records import read
 from megatrain.resilience.outcome import read_outcome
@@ -22,7 +24,7 @@ ANOMALIES = tuple(
 )
 
 INJECTED = """
-import torch
+import torch.distributed as dist
 
 from megatrain.trainer import Trainer
 
@@ -49,15 +51,18 @@ NAN = "float('nan')"
 SPIKE = "1e-4"
 
 
-def injecting(folder: Path, when: str, factor: str) -> str:
-    """The PYTHONPATH of a command in which it happens. when: Python, of the trainer `self` and `batch`."""
+def injecting(folder: Path, when: str, factor: str, besides: str = "") -> str:
+    """The PYTHONPATH of a command in which it happens. when: Python, of the trainer `self` and `batch`.
+
+    besides: what else every process runs as it starts.
+    """
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(INJECTED.format(when=when, factor=factor))
+    (folder / "sitecustomize.py").write_text(INJECTED.format(when=when, factor=factor) + besides)
     return f"{folder}:{ROOT}"
 
 
-def run(small_set: Path, run_dir: Path, *overrides: str, path: str = str(ROOT)) -> Command:
-    return train(small_set, run_dir, *FP32, *ANOMALIES, *overrides, PYTHONPATH=path)
+def run(small_set: Path, run_dir: Path, *overrides: str, path: str = str(ROOT), processes: int = 2) -> Command:
+    return train(small_set, run_dir, *ANOMALIES, *overrides, processes=processes, PYTHONPATH=path)
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
@@ -74,7 +79,7 @@ def test_a_nan_on_one_rank_and_a_spike_cost_their_steps_and_nothing_else(small_s
         for steps in (*stops, 24):
             # The schedule of the whole run.
             shape = ("optim.decay_steps=0", f"max_steps={steps}")
-            with run(small_set, tmp_path / name, *shape, path=path) as command:
+            with run(small_set, tmp_path / name, *FP32, *shape, path=path) as command:
                 command.succeed(300)
         curves.append(curve(tmp_path / name))
         skips = [(event["step"], event["reason"].split(" above ")[0]) for event in events(tmp_path / name, "skip")]
@@ -85,37 +90,6 @@ def test_a_nan_on_one_rank_and_a_spike_cost_their_steps_and_nothing_else(small_s
         assert events(tmp_path / name, "rollback") == []
         assert read_state(step_folder(tmp_path / name, 24))["optimizer_step"] == 22
     assert repr(curves[0]) == repr(curves[1])
-
-
-def test_data_that_go_wrong_again_are_passed_over(small_set: Path, tmp_path: Path) -> None:
-    """Then the run is what one is that goes on from that checkpoint and is told to pass the same samples over."""
-    run_dir, told = tmp_path / "run", tmp_path / "told"
-    # Steps 14 and 15.
-    path = injecting(tmp_path / "injected", "104 <= batch.first < 120 and self.mesh.data_rank == 1", NAN)
-    every = ("saving.every=4", "saving.keep_last=0")
-    with run(small_set, run_dir, *every, path=path) as command:
-        command.succeed(300)
-    (rollback,) = events(run_dir, "rollback")
-    # Known to all two steps later.
-    assert (rollback["step"], rollback["left_step"], rollback["passed_over"]) == (12, 17, [96, 119])
-    assert rollback["reason"] == "2 steps skipped from 14 to 15: gradient norm nan"
-    assert [event["step"] for event in events(run_dir, "skip")] == [14, 15]
-    assert [event["passed_over"] for event in events(run_dir, "segment")] == [[96, 119]]
-    assert [found.step for found in scan(run_dir)] == [24, 20, 16, 12, 8, 4]
-    state = read_state(step_folder(run_dir, 24))
-    assert (state["samples"], state["anomalies"]["rollbacks"]) == (24 * 8 + 24, 1)
-
-    shutil.copytree(step_folder(run_dir, 8), step_folder(told, 8))
-    with run(small_set, told, *every, "data.pass_over=[[96,119]]") as command:
-        command.succeed(300)
-    assert curve(told) == curve(run_dir)[8:]
-    # Who starts from where the run went back to knows of it.
-    resumed = tmp_path / "resumed"
-    shutil.copytree(step_folder(run_dir, 12), step_folder(resumed, 12))
-    with run(small_set, resumed, path=path) as command:
-        command.succeed(300)
-    assert curve(resumed) == curve(run_dir)[12:]
-    assert read_state(step_folder(resumed, 24))["anomalies"]["rollbacks"] == 1
 
 
 @pytest.mark.parametrize(
@@ -130,7 +104,7 @@ def test_what_stays_wrong_ends_the_run(
 ) -> None:
     run_dir = tmp_path / "run"
     path = injecting(tmp_path / "injected", "self.step >= 9", NAN)
-    with run(small_set, run_dir, saving, path=path) as command:
+    with run(small_set, run_dir, *FP32, saving, path=path) as command:
         finished = command.wait(300)
         assert command.left_over() == []
     said = f"{run_dir}: 2 steps skipped from 10 to 11: gradient norm nan; {reason}"

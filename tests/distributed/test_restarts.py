@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatrain.errors import BAD_INPUT, BUG, DONE, GAVE_UP, STOPPED
@@ -102,6 +103,60 @@ def test_ranks_of_two_nodes_start_again_in_place(small_set: Path, tmp_path: Path
     assert [finished.code for finished in ended] == [DONE, DONE], ended
     assert happened(run_dir, "start", "crash", "resume", "stop") == ["start", "crash", "resume", "stop"]
     assert [step for step, *_ in curve(run_dir)] == list(range(1, STEPS + 1))
+
+
+MEETS_FOR_HALF_A_MINUTE = """
+from datetime import timedelta
+
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTimeout
+
+RendezvousTimeout._DEFAULT_TIMEOUTS["join"] = timedelta(seconds=30)
+"""
+"""Launchers wait so long for those of the other nodes: without it ten minutes."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        (0, "the launcher that keeps launch.rendezvous=localhost:{} is gone"),
+        (1, "launch.nodes=2: not all came to localhost:{} in time"),
+    ],
+    ids=["that keeps the rendezvous", "other"],
+)
+def test_a_node_that_is_gone_ends_the_others(
+    lost: int, reason: str, small_set: Path, uninterrupted: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A restart in place takes all nodes: the launcher that is left ends by itself; the next start goes on."""
+    run_dir = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(MEETS_FOR_HALF_A_MINUTE)
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    nodes = ("launch.nodes=2", f"launch.rendezvous=localhost:{port}", "resilience.restarts=1", *FP32)
+
+    def meets(command: Command) -> bool:
+        connections = psutil.Process(command.process.pid).net_connections()
+        return any(each.laddr.port == port and each.status == psutil.CONN_LISTEN for each in connections)
+
+    with ExitStack() as stack:
+        commands = []
+        for _ in range(2):
+            command = train(small_set, run_dir, *nodes, processes=1, PYTHONPATH=f"{tmp_path}:{ROOT}")
+            commands.append(stack.enter_context(command))
+            commands[0].wait_for(lambda: meets(commands[0]), "the rendezvous")
+        commands[0].wait_until(run_dir / "metrics.jsonl", lines=5)
+        commands.pop(lost).kill()
+        finished = commands[0].wait()
+        assert commands[0].left_over() == []
+    said = reason.format(port)
+    assert (finished.code, finished.stderr.splitlines()[-1]) == (BUG, f"megatrain train: {said}")
+    outcome = read_outcome(run_dir)
+    assert outcome is not None
+    assert (outcome.exit_code, outcome.reason) == (BUG, said)
+    with train(small_set, run_dir, *FP32) as command:
+        command.succeed()
+    assert curve(run_dir) == curve(uninterrupted(*FP32))
+    assert happened(run_dir, "start", "crash", "resume", "stop") == ["start", "crash", "resume", "stop"]
 
 
 @pytest.mark.long

@@ -113,7 +113,7 @@ def submit(
     """
     wait_for_nodes()
     log, start = run_dir.parent / f"{run_dir.name}.log", run_dir.parent / "start"
-    start.mkdir()
+    start.mkdir(exist_ok=True)
     (start / "sitecustomize.py").write_text(python)
     command = ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={log}", *options, str(SCRIPT)]
     environment = {
