@@ -22,13 +22,15 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 TIMEOUT = 4.0
 SLACK = 5.0
 """Seconds that the end may come later: the machine runs all commands at once."""
+CASES = ("reading", "computing", "order")
 HOST = re.escape(socket.gethostname())
 OVERRIDES = ("max_steps=1000000", f"resilience.timeout_seconds={TIMEOUT}", "resilience.heartbeat_seconds=0.25")
 
-RANK_1_STOPS_READING = """
+IN_STEP_6 = """
 import os, time
 
-if os.environ.get("RANK") == "1":
+rank, case = os.environ.get("RANK"), os.environ.get("CASE")
+if rank == "1" and case == "reading":
     from megatrain.data import loader
 
     digest = loader.digest
@@ -39,7 +41,27 @@ if os.environ.get("RANK") == "1":
         return digest(n, ids)
 
     loader.digest = hanging
+
+elif rank is not None and case is not None:
+    import torch
+    import torch.distributed as dist
+    from megatrain.trainer import Trainer
+
+    counts = Trainer._global_counts
+
+    def counting(self, *arguments):
+        counted = counts(self, *arguments)
+        if self.step == 5 and case == "computing" and rank == "1":
+            time.sleep(1000)
+        elif self.step == 5 and case == "order":
+            groups = [dist.new_group([0, 1]) for _ in range(2)]
+            for group in groups if rank == "0" else reversed(groups):
+                dist.all_reduce(torch.ones(4), group=group)
+        return counted
+
+    Trainer._global_counts = counting
 """
+"""What goes wrong: rank 1 stops reading, or computing, or the ranks call two collectives in different orders."""
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +72,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def commands(small_set: Path, folder: Path) -> Iterator[dict[str, Command]]:
     """The runs, side by side since most of it is waiting; each trains and then gets into trouble."""
-    (folder / "sitecustomize.py").write_text(RANK_1_STOPS_READING)
+    (folder / "sitecustomize.py").write_text(IN_STEP_6)
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "megatrain.train"]
     commands = {
         "stopped": train(small_set, folder / "stopped", *OVERRIDES, "launch.max_idle_share=0.5", processes=3),
         "killed": Command([*torchrun, *keys(small_set, folder / "killed", *OVERRIDES)], folder),
-        "hanging": train(small_set, folder / "hanging", *OVERRIDES, "engine=fsdp", PYTHONPATH=f"{folder}:{ROOT}"),
+        **{
+            name: train(small_set, folder / name, *OVERRIDES, "engine=fsdp", CASE=name, PYTHONPATH=f"{folder}:{ROOT}")
+            for name in CASES
+        },
     }
     with ExitStack() as stack:
         for command in commands.values():
@@ -104,7 +129,7 @@ def test_a_stopped_rank_is_named(commands: dict[str, Command], folder: Path) -> 
 
 def test_a_rank_that_hangs_is_named(commands: dict[str, Command], folder: Path) -> None:
     reason = rf"rank 1 \({HOST}\) hung reading data for step 6 for \d s; the others waited, up to computing step 6"
-    check(commands["hanging"], folder / "hanging", reason, TIMEOUT + SLACK, {0: "train_step", 1: "hanging"})
+    check(commands["reading"], folder / "reading", reason, TIMEOUT + SLACK, {0: "train_step", 1: "hanging"})
 
 
 def test_a_killed_rank_is_named_where_the_launcher_is_not_ours(commands: dict[str, Command], folder: Path) -> None:
