@@ -19,7 +19,8 @@ import json
 import math
 import pickle
 import re
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from torch._C import _distributed_c10d
 from torch.distributed.distributed_c10d import _world
@@ -45,6 +46,13 @@ PEER = re.compile(r"(?:send|recv) \d+(?:->|<-)(\d+)")
 UNKNOWN = -1
 
 
+class Group(NamedTuple):
+    """A process group: torch's description, and its ranks in order."""
+
+    description: str
+    ranks: list[int]
+
+
 class FlightRecorder:
     """This rank's. pipeline: whether ranks send each other activations."""
 
@@ -54,30 +62,7 @@ class FlightRecorder:
 
     def records(self) -> tuple[GroupRecord, ...]:
         """What is known of each group of several ranks; nothing where there is a wait that the recorder doesn't see."""
-        if not self._sees_all:
-            return ()
-        entered: dict[str, int] = {}
-        waiting: dict[str, dict[str, Any]] = {}
-        for entry in self._entries():
-            name = entry["process_group"][0]
-            if not entry["is_p2p"]:
-                entered[name] = entry["collective_seq_id"]
-            if entry["retired"] or entry["state"] == "completed":
-                waiting.pop(name, None)
-            else:
-                waiting.setdefault(name, entry)
-        return tuple(
-            GroupRecord(
-                name,
-                ranks[0],
-                KINDS.get(description, ""),
-                len(ranks),
-                entered.get(name, 0),
-                _operation(waiting[name], ranks) if name in waiting else None,
-            )
-            for name, (description, ranks) in _groups().items()
-            if len(ranks) > 1
-        )
+        return read(self._entries(), _groups()) if self._sees_all else ()
 
     def trace(self) -> bytes:
         """The pickle that `torchfrtrace` reads."""
@@ -86,8 +71,8 @@ class FlightRecorder:
         trace = {"entries": [], **pickle.loads(dump())}  # Bytes that this process has just made.
         # gloo has left out which ranks are in which group.
         trace["pg_config"] = {
-            name: {"name": name, "desc": description, "ranks": str(ranks)}
-            for name, (description, ranks) in _groups().items()
+            name: {"name": name, "desc": group.description, "ranks": str(group.ranks)}
+            for name, group in _groups().items()
         }
         return pickle.dumps(trace)
 
@@ -120,14 +105,34 @@ class _Answer(c10d._Response):  # type: ignore[misc]
         """An error says why in its content, which is no JSON."""
 
 
-def _groups() -> dict[str, tuple[str, list[int]]]:
-    """The description and the ranks of each process group of this rank, by its name."""
-    members = dict(_world.pg_group_ranks)
-    return {name: (group.group_desc, sorted(members[group])) for group, name in dict(_world.pg_names).items()}
+def read(entries: Sequence[dict[str, Any]], groups: Mapping[str, Group]) -> tuple[GroupRecord, ...]:
+    """What entries of the recorder, the oldest first, say of each group of several ranks."""
+    entered: dict[str, int] = {}
+    waiting: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        name = entry["process_group"][0]
+        if not entry["is_p2p"]:
+            entered[name] = entry["collective_seq_id"]
+        if entry["retired"] or entry["state"] == "completed":
+            waiting.pop(name, None)
+        else:
+            waiting.setdefault(name, entry)
+    return tuple(
+        GroupRecord(
+            name,
+            group.ranks[0],
+            KINDS.get(group.description, ""),
+            len(group.ranks),
+            entered.get(name, 0),
+            _operation(waiting[name], group.ranks) if name in waiting else None,
+        )
+        for name, group in groups.items()
+        if len(group.ranks) > 1
+    )
 
 
-def _operation(entry: dict[str, Any], ranks: list[int]) -> Operation:
-    """An entry of the recorder. ranks: the group's."""
+def _operation(entry: dict[str, Any], ranks: Sequence[int]) -> Operation:
+    """The entry of an operation that isn't over. ranks: the group's."""
     name = entry["profiling_name"].partition(":")[2]
     elements = sum(math.prod(sizes) for sizes in entry["input_sizes"])
     peer = None
@@ -135,3 +140,9 @@ def _operation(entry: dict[str, Any], ranks: list[int]) -> Operation:
         match = PEER.fullmatch(name)
         peer = ranks[int(match[1])] if match else UNKNOWN
     return Operation(name.partition(" ")[0], entry["collective_seq_id"], elements, peer)
+
+
+def _groups() -> dict[str, Group]:
+    """The process groups of this rank, by their names."""
+    names = dict(_world.pg_names)
+    return {name: Group(group.group_desc, sorted(_world.pg_group_ranks[group])) for group, name in names.items()}
