@@ -117,6 +117,7 @@ def read(entries: Sequence[dict[str, Any]], groups: Mapping[str, Group]) -> tupl
             waiting.pop(name, None)
         else:
             waiting.setdefault(name, entry)
+    oldest = next(iter(waiting), None)  # They are in the order in which they were entered.
     return tuple(
         GroupRecord(
             name,
@@ -124,14 +125,14 @@ def read(entries: Sequence[dict[str, Any]], groups: Mapping[str, Group]) -> tupl
             KINDS.get(group.description, ""),
             len(group.ranks),
             entered.get(name, 0),
-            _operation(waiting[name], group.ranks) if name in waiting else None,
+            _operation(waiting[name], group.ranks, name == oldest) if name in waiting else None,
         )
         for name, group in groups.items()
         if len(group.ranks) > 1
     )
 
 
-def _operation(entry: dict[str, Any], ranks: Sequence[int]) -> Operation:
+def _operation(entry: dict[str, Any], ranks: Sequence[int], oldest: bool) -> Operation:
     """The entry of an operation that isn't over. ranks: the group's."""
     name = entry["profiling_name"].partition(":")[2]
     elements = sum(math.prod(sizes) for sizes in entry["input_sizes"])
@@ -139,7 +140,7 @@ def _operation(entry: dict[str, Any], ranks: Sequence[int]) -> Operation:
     if entry["is_p2p"]:
         match = PEER.fullmatch(name)
         peer = ranks[int(match[1])] if match else UNKNOWN
-    return Operation(name.partition(" ")[0], entry["collective_seq_id"], elements, peer)
+    return Operation(name.partition(" ")[0], entry["collective_seq_id"], elements, peer, oldest)
 
 
 def _groups() -> dict[str, Group]:

@@ -4,6 +4,8 @@ Design choices:
 - A rank that waits in a collective waits for those of its group that haven't entered it; one that waits in a send or a
   receive waits for its peer. Named is who is waited for and waits in nothing itself: with tensor, pipeline and
   data-parallel groups most ranks wait for a rank that waits for another.
+- With NCCL a rank enters collectives long before its device comes to them. The oldest that isn't over is what it waits
+  in; those of other groups are queued behind, and others may wait for it there.
 - Nothing is concluded about a rank that said nothing: some of a group may be missing.
 - A collective that all its ranks have entered can't be blamed on one of them, nor can ranks that wait for each other.
 - This file knows no torch: parallel/flight_recorder.py reads torch's recorder.
@@ -24,12 +26,14 @@ class Operation:
 
     name: as torch says it ("all_reduce"). number: counts the group's collectives, alike on each of its ranks.
     elements: of this rank's input. peer: the other rank of a send or a receive; None of a collective.
+    oldest: of all that the rank is in.
     """
 
     name: str
     number: int
     elements: int
     peer: int | None = None
+    oldest: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class GroupRecord:
 
     name, first: torch's name and the lowest rank; only together they are the group's alone.
     kind: for people ("data-parallel"), or nothing. size: how many ranks. entered: the number of the last collective
-    that this rank entered, 0 for none. waiting: the oldest that it hasn't left.
+    that this rank entered, 0 for none. waiting: the oldest of the group that it hasn't left.
     """
 
     name: str
@@ -105,7 +109,7 @@ def explain(records: Mapping[int, Sequence[GroupRecord]]) -> Explanation | None:
         missed = max(blaming, key=lambda meeting: len(meeting.entered))
         return Explanation(tuple(sorted(missed.late - waiting)), missed.stands()[:1])
     for meeting in meetings:
-        if meeting.whole and not meeting.late:
+        if meeting.whole and not meeting.blocking:
             return Explanation((), meeting.stands())
     ring = _ring(meetings)
     return Explanation((), ring) if ring else None
@@ -125,6 +129,11 @@ class _Meeting:
     whole: bool
     entered: dict[int, Operation]
     late: frozenset[int]
+
+    @property
+    def blocking(self) -> frozenset[int]:
+        """Whom the others wait for: who hasn't entered it, or has it queued behind what it waits in."""
+        return self.late | {rank for rank, operation in self.entered.items() if not operation.oldest}
 
     def stand(self, *ranks: int) -> Stand:
         return Stand(ranks, self.entered[ranks[0]], self.group, self.kind, self.members)
@@ -163,10 +172,10 @@ def _meetings(group: Mapping[int, GroupRecord]) -> Iterator[_Meeting]:
 
 def _ring(meetings: Sequence[_Meeting]) -> tuple[Stand, ...]:
     """Ranks of which each waits for the next, and the last for the first; none where too little is known."""
-    waits = {rank: meeting for meeting in meetings if meeting.late for rank in meeting.entered}
+    waits = {rank: each for each in meetings if each.blocking for rank in each.entered.keys() - each.blocking}
     path: list[int] = []
     rank = min(waits, default=-1)
     while rank in waits and rank not in path:
         path.append(rank)
-        rank = min(waits[rank].late)
+        rank = min(waits[rank].blocking)
     return tuple(waits[each].stand(each) for each in path[path.index(rank) :]) if rank in path else ()

@@ -210,7 +210,8 @@ class Watchdog:
         reason = self.beats.verdict(self._now, self._communication_failed)
         if reason is None:
             return None
-        return Verdict(BUG, reason, found=True, traces=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+        traces = None if self._communication_failed else time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        return Verdict(BUG, reason, found=True, traces=traces)
 
     def _store_lost(self, what: str) -> Verdict:
         host = os.environ.get("MASTER_ADDR", "unknown")

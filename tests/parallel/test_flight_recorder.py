@@ -102,6 +102,16 @@ def test_the_oldest_that_is_not_over_is_waited_in() -> None:
     assert read(queue, GROUPS) == record(3, Operation("broadcast", 2, 6))
 
 
+def test_of_several_groups_the_oldest_is_told() -> None:
+    groups = {"4": Group("mesh_dp", [1, 2]), **GROUPS}
+    dp = {"process_group": ["4", "mesh_dp"]}
+    queue = [entry("all_reduce", 1) | dp, entry("all_reduce", 7), entry("all_reduce", 1, over=True) | dp]
+    queue.append(entry("all_gather", 2) | dp)
+    data, pipeline = read(queue, groups)
+    assert data.waiting == Operation("all_gather", 2, 6, oldest=False)
+    assert pipeline.waiting == Operation("all_reduce", 7, 6, oldest=True)
+
+
 def test_what_the_device_has_finished_is_over_before_the_host_has_noticed() -> None:
     assert read([entry("all_reduce", 1, state="completed")], GROUPS) == record(1, None)
 

@@ -143,6 +143,34 @@ def test_a_ring_of_waiting_ranks_is_shown(size: int) -> None:
     assert [(stand.ranks, stand.group) for stand in found.stands] == [((rank,), f"of {rank}") for rank in range(size)]
 
 
+def queues(*orders: str) -> Explanation | None:
+    """Ranks that have entered the first collective of each of two groups of all, each in an order of its own."""
+    return explain(
+        {
+            rank: [
+                GroupRecord(name, 0, "", len(orders), 1, Operation("all_reduce", 1, 4, oldest=name == order[0]))
+                for name in "ab"
+            ]
+            for rank, order in enumerate(orders)
+        }
+    )
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_of_what_all_have_entered_the_oldest_hangs(order: str) -> None:
+    found = queues(order, order)
+    assert found is not None
+    assert [(stand.ranks, stand.group) for stand in found.stands] == [((0, 1), order[0])]
+
+
+def test_queues_in_different_orders_are_a_ring() -> None:
+    """NCCL takes them all, and hangs on the devices."""
+    found = queues("ab", "ba")
+    assert found is not None
+    assert found.absent == ()
+    assert [(stand.ranks, stand.group) for stand in found.stands] == [((0,), "a"), ((1,), "b")]
+
+
 def test_what_waits_for_a_ring_is_not_of_it() -> None:
     waits = Operation("all_reduce", 1, 4)
     records = {
