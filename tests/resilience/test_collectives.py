@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -125,6 +125,17 @@ def test_a_gather_may_have_other_lengths_on_other_ranks() -> None:
     found = explain(in_all(Operation("gather", 3, 0), Operation("gather", 3, 9)))
     assert found is not None
     assert [stand.ranks for stand in found.stands] == [(0, 1)]
+
+
+def test_the_collective_that_not_all_could_leave_is_named() -> None:
+    records = in_all(
+        Operation("broadcast", 3, 8), Operation("all_reduce", 4, 8), Operation("all_reduce", 4, 8), entered=4
+    )
+    records[0] = [replace(records[0][0], entered=3)]
+    found = explain(records)
+    assert found is not None
+    assert found.absent == ()
+    assert [(stand.ranks, stand.operation.number) for stand in found.stands] == [((0,), 3)]
 
 
 @pytest.mark.parametrize("size", [2, 3])
