@@ -29,8 +29,9 @@ FIRST_STEP = 3
 SILENT_BEATS = 3
 """A rank that misses so many beats is the cause where communication has failed already."""
 CAUSES = {"data": "storage", "save": "storage", "go_back": "storage"}
+"""What a rank is likely to hang in, by its phase, where it isn't in a collective."""
 CAUSE = "the device, or code that doesn't return"
-"""What a rank hangs in outside collectives, by its phase."""
+"""The same in the other phases."""
 NAMED = 8
 """Ranks that a sentence names before it says how many more."""
 
@@ -184,7 +185,7 @@ class Beats:
         stand = found.stands[0]
         seconds, place = self._standing(stand.ranks), self.last[stand.ranks[0]].place
         if len(found.stands) == 1:
-            what = f"{self._name_operation(stand)} hung for {seconds} with all its ranks in it"
+            what = f"{self._name_operation(stand)}, which all of them have entered, hung for {seconds}"
             return f"{what}, {place}; likely a link, a network card or a GPU"
         stands = ", ".join(
             f"{self._names(stand.ranks)} in {self._name_operation(stand)} "

@@ -131,10 +131,13 @@ def test_of_those_that_are_waited_for_the_one_behind_is_named() -> None:
 
 def test_a_collective_that_all_have_entered_is_blamed_on_none() -> None:
     cause = "computing step 7; likely a link, a network card or a GPU"
-    assert explained(ALL, ALL, ALL) == f"all_gather 12 of all ranks hung for 11 s with all its ranks in it, {cause}"
+    assert (
+        explained(ALL, ALL, ALL)
+        == f"all_gather 12 of all ranks, which all of them have entered, hung for 11 s, {cause}"
+    )
     other = GroupRecord("5", 1, "data-parallel", 1, 3, None)
     assert explained(DATA, other, DATA) == (
-        f"all_gather 12 of data-parallel ranks 0, 2 (node-a) hung for 11 s with all its ranks in it, {cause}"
+        f"all_gather 12 of data-parallel ranks 0, 2 (node-a), which all of them have entered, hung for 11 s, {cause}"
     )
 
 
@@ -143,7 +146,7 @@ def test_a_receive_that_was_sent_is_blamed_on_none() -> None:
     receives, sends = (replace(group, waiting=Operation(*each)) for each in (("recv", 0, 8, 1), ("send", 0, 8, 0)))
     reason = explained(receives, sends, group)
     assert reason is not None
-    assert reason.startswith("recv between pipeline ranks 0, 1 (node-a) hung for 11 s with all its ranks in it, ")
+    assert reason.startswith("recv between pipeline ranks 0, 1 (node-a), which all of them have entered, hung ")
 
 
 def test_different_collectives_are_told_apart() -> None:
