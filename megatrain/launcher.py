@@ -257,6 +257,8 @@ def _launch(
         run_id=f"{Path(config.run_dir).name}.{start}",
         rdzv_backend="c10d",
         rdzv_endpoint=config.launch.rendezvous or "localhost:0",
+        # One node's ranks meet there too: the machine's own name needn't resolve.
+        local_addr="localhost" if config.launch.nodes == 1 else None,
         max_restarts=0,
         monitor_interval=0.1,
         # Requests to stop are ours; what is left means that nobody is there any more.

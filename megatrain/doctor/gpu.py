@@ -3,9 +3,10 @@
 Design choices:
 - Programs are run in one place, `look`; everything else is functions of their output.
 - At least as many GPUs are expected as the PCI bus shows; a container may hide the bus, and GPUs answer all the same.
-- Of Xid errors those count that NVIDIA's catalog puts down to the hardware or to the driver and not to a program
-  (https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html), in the last hours: the log goes back to the
-  boot, and a GPU that was reset since is well.
+- Of Xid errors those count for which NVIDIA's catalog wants a GPU reset, a node restarted or a connection looked at
+  (https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html), not those that it ignores or puts down to a
+  program; in the last hours: the log goes back to the boot, and a GPU that was reset since is well.
+- What a GPU hasn't got (`[N/A]`) is no problem, what it should have and can't tell (`[GPU requires reset]`) is one.
 - The clock of an idle GPU says nothing; why the clock is held down does (NVML's nvmlClocksEventReasons).
 """
 
@@ -38,19 +39,34 @@ OLD_NAMES = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
 SLOWDOWNS = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
 """Bits of clocks_event_reasons.active under which a GPU is slower than it should be."""
 HARDWARE_XIDS = {
+    46: "GPU stopped processing",
     48: "double-bit ECC error",
+    54: "auxiliary power isn't connected",
     62: "microcontroller halt",
     64: "row remapping failed",
     74: "NVLink error",
     79: "fallen off the bus",
-    92: "many single-bit ECC errors",
     95: "uncontained ECC error",
+    109: "context switch timeout",
     110: "security fault",
     119: "GSP timeout",
     120: "GSP error",
+    136: "link training failed",
     140: "unrecovered ECC error",
+    143: "GPU initialization failed",
+    **dict.fromkeys(range(144, 151), "NVLink error"),
+    151: "key rotation failed",
+    155: "NVLink down",
+    156: "resource retired",
+    158: "GPU fatal timeout",
 }
-"""Xids after which the node needs an operator."""
+"""Xids after which the node needs an operator; 144 to 150 unless the line says `Nonfatal`."""
+RECOVERY = re.compile(r"recovery action changed from .* to 0x\w+ \((.+)\)")
+"""In the text of Xid 154: what the driver wants done."""
+XID = re.compile(r"(?:\[\s*(\d+\.\d+)\].*?)?NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]*\): (\d+),?\s*(.*)")
+"""Time since the boot, PCI address (behind it the MIG instance), code, text."""
+ABSENT = ("[N/A]", "[Not Supported]")
+"""What nvidia-smi prints for what a GPU hasn't got. Other brackets hold an error."""
 OCCUPIED_MEGABYTES = 2048
 """Memory in use above which another process has the GPU; the driver's own is below."""
 PCI = Path("/sys/bus/pci/devices")
@@ -60,7 +76,7 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """A line of nvidia-smi. Numbers are None where the GPU doesn't have them. memory_used: MiB. slowdowns: reasons."""
+    """A line of nvidia-smi. Numbers are None where the GPU doesn't tell them; error: why it can't. memory_used: MiB."""
 
     index: int
     uuid: str
@@ -72,15 +88,17 @@ class Gpu:
     pcie_width: int | None
     max_pcie_width: int | None
     memory_used: int | None
+    error: str | None
 
 
 @dataclass(frozen=True)
 class Xid:
-    """A line of the kernel's log. device: PCI address. since_boot: seconds."""
+    """A line of the kernel's log. device: PCI address. since_boot: seconds. text: what it says after the code."""
 
     device: str
     code: int
     since_boot: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -119,10 +137,18 @@ ROWS = ("gpu_uuid", "remapped_rows.pending", "remapped_rows.failure")
 
 
 def _query() -> str:
+    said = _said(FIELDS)
+    return _said([OLD_NAMES.get(name, name) for name in FIELDS]) if "not a valid field" in said else said
+
+
+def _said(fields: Sequence[str]) -> str:
+    """What nvidia-smi prints though it fails: beside the GPUs that answer a line that tells why."""
     try:
-        return _run("nvidia-smi", *_csv("gpu", FIELDS))
-    except subprocess.CalledProcessError:
-        return _run("nvidia-smi", *_csv("gpu", [OLD_NAMES.get(name, name) for name in FIELDS]))
+        return _run("nvidia-smi", *_csv("gpu", fields))
+    except subprocess.CalledProcessError as error:
+        if not error.stdout + error.stderr:
+            raise
+        return str(error.stdout + error.stderr)
 
 
 def _csv(what: str, fields: Sequence[str]) -> tuple[str, str]:
@@ -148,28 +174,36 @@ def pci_gpus(devices: Path) -> int:
 
 
 def parse_gpus(output: str) -> Iterator[Gpu]:
-    """Of nvidia-smi --query-gpu=FIELDS --format=csv,noheader,nounits. Raises ValueError for anything else."""
+    """Of nvidia-smi --query-gpu=FIELDS --format=csv,noheader,nounits. Raises ValueError(line) for any other line."""
     for line in filter(None, map(str.strip, output.splitlines())):
         values = [value.strip() for value in line.split(",")]
-        if len(values) != len(FIELDS):
-            raise ValueError(f"nvidia-smi says: {line}")
-        index, uuid, name, driver, ecc, clock, reasons, width, max_width, used = values
+        if len(values) != len(FIELDS) or not values[0].isdigit():
+            raise ValueError(line)
+        index, uuid, name, driver, _, _, reasons, _, _, _ = values
+        ecc, clock, width, max_width, used = map(_number, (*values[4:6], *values[7:]))
         bits = int(reasons, 16) if reasons.startswith("0x") else 0
         slowdowns = tuple(reason for bit, reason in SLOWDOWNS.items() if bits & bit)
-        numbers = [_number(value) for value in (ecc, clock, width, max_width, used)]
-        yield Gpu(int(index), uuid, name, driver, numbers[0], numbers[1], slowdowns, *numbers[2:])
+        errors = [value.strip("[]") for value in values if value.startswith("[") and value not in ABSENT]
+        error = errors[0] if errors else None
+        yield Gpu(int(index), uuid, name, driver, ecc, clock, slowdowns, width, max_width, used, error)
 
 
 def _number(value: str) -> int | None:
-    """None for `[N/A]`, `[Not Supported]`."""
+    """None for `[N/A]` and other words."""
     return int(value) if value.isdigit() else None
 
 
 def parse_remapped(output: str) -> dict[str, str]:
-    """What is wrong with the remapped rows of a GPU, by uuid. Of nvidia-smi --query-remapped-rows=ROWS."""
+    """What is wrong with the remapped rows of a GPU, by uuid. Of nvidia-smi --query-remapped-rows=ROWS.
+
+    Raises ValueError(line) for any other line.
+    """
     wrong = {}
-    for line in filter(None, output.splitlines()):
-        uuid, pending, failure = (value.strip() for value in line.split(","))
+    for line in filter(None, map(str.strip, output.splitlines())):
+        values = [value.strip() for value in line.split(",")]
+        if len(values) != len(ROWS):
+            raise ValueError(line)
+        uuid, pending, failure = values
         if failure in ("1", "Yes"):
             wrong[uuid] = "row remapping failed"
         elif pending in ("1", "Yes"):
@@ -193,8 +227,8 @@ def parse_links(output: str) -> dict[int, tuple[float | None, ...]]:
 def parse_xids(output: str) -> Iterator[Xid]:
     """The Xid lines of dmesg. Lines without a time count as of the boot."""
     for line in output.splitlines():
-        if found := re.search(r"(?:\[\s*([\d.]+)\] )?NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)", line):
-            yield Xid(found[2], int(found[3]), float(found[1] or 0))
+        if found := XID.search(line):
+            yield Xid(found[2], int(found[3]), float(found[1] or 0), found[4])
 
 
 def findings(seen: Seen, expected: int | None, xid_hours: float) -> Iterator[Finding]:
@@ -206,8 +240,9 @@ def findings(seen: Seen, expected: int | None, xid_hours: float) -> Iterator[Fin
     if seen.failed is not None:
         yield Finding("GPUs", f"{seen.on_bus} on the PCI bus", f"nvidia-smi doesn't answer for them: {seen.failed}")
         return
-    missing = f"{len(seen.gpus)} GPUs answer, {count} should" if len(seen.gpus) < count else None
-    yield Finding("GPUs", f"{len(seen.gpus)}: {names}", missing)
+    wrong = [f"{len(seen.gpus)} GPUs answer, {count} should"] if len(seen.gpus) < count else []
+    wrong += [f"GPU {gpu.index}: {gpu.error}" for gpu in seen.gpus if gpu.error]
+    yield Finding("GPUs", f"{len(seen.gpus)}: {names}", "; ".join(wrong) or None)
     yield from _each("ECC", seen.gpus, _ecc)
     yield from _each("row remapping", seen.gpus, lambda gpu: (seen.remapped or {}).get(gpu.uuid))
     yield from _each("clocks", seen.gpus, lambda gpu: ", ".join(gpu.slowdowns) or None)
@@ -250,9 +285,16 @@ def _xids(seen: Seen, hours: float) -> Finding:
     if seen.unreadable is not None:
         return Finding("Xid errors", f"the kernel's log can't be read: {seen.unreadable}")
     recent = [xid for xid in seen.xids if seen.uptime - xid.since_boot < hours * 3600]
-    grave = dict.fromkeys((xid.device, xid.code) for xid in recent if xid.code in HARDWARE_XIDS)
-    problem = "; ".join(f"{device}: Xid {code}, {HARDWARE_XIDS[code]}" for device, code in grave)
+    grave = {(xid.device, xid.code): what for xid in recent if (what := _grave(xid))}
+    problem = "; ".join(f"{device}: Xid {code}, {what}" for (device, code), what in grave.items())
     return Finding("Xid errors", f"{len(recent)} in {hours:g} h", problem or None)
+
+
+def _grave(xid: Xid) -> str | None:
+    """What is wrong by an Xid; None: nothing that an operator has to act on."""
+    if action := RECOVERY.search(xid.text):
+        return None if action[1] == "None" else action[1]
+    return None if "Nonfatal" in xid.text else HARDWARE_XIDS.get(xid.code)
 
 
 def versions(seen: Seen) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,13 +15,16 @@ TESTBED = Path(__file__).parent / "testbed" / "slurm_testbed"
 MOST_ARRAY_TASKS = 8
 CONFIGURATION = f"MaxArraySize={MOST_ARRAY_TASKS}\n"
 """An array of more jobs is refused."""
+DISK = 24 << 20
+"""Bytes of the nodes' small file system."""
 
 
 class Cluster:
-    """The cluster of the testbed. folder: its state and logs."""
+    """The cluster of the testbed. folder: its state and logs. disk: a small file system that all nodes see."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.disk = folder / "disk"
         configuration = folder / "extra.conf"
         configuration.write_text(CONFIGURATION)
         self._environment = {"SLURM_TESTBED_DIR": str(folder), "SLURM_TESTBED_EXTRA_CONF": str(configuration)}
@@ -44,6 +48,10 @@ def slurm() -> Iterator[Cluster]:
         folder = Path(name)
         folder.chmod(0o711)  # munge wants its socket where everyone gets
         cluster = Cluster(folder)
+        cluster.disk.mkdir()
+        # Before there are nodes: what is mounted later they don't see.
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(cluster.disk)]
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
         cluster("up", "3")
         try:
             if (folder / "bin" / "sbatch").exists():
@@ -53,3 +61,15 @@ def slurm() -> Iterator[Cluster]:
             yield cluster
         finally:
             cluster("down")
+            if mounted:
+                subprocess.run(["umount", "--lazy", str(cluster.disk)], check=True)
+
+
+@pytest.fixture
+def small_disk_of_nodes(slurm: Cluster) -> Iterator[Path]:
+    """A file system of DISK bytes that all nodes see, empty."""
+    if not slurm.disk.is_mount():
+        pytest.skip("mounting a tmpfs needs CAP_SYS_ADMIN")
+    yield slurm.disk
+    for path in slurm.disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

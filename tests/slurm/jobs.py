@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from tests.distributed.command import ROOT, curve, keys
 SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
 STEPS = 400
 OVERRIDES = (
-    f"max_steps={STEPS}",
     "precision=fp64",
     "engine.zero_stage=3",
     "saving.every=20",
@@ -32,11 +31,12 @@ OVERRIDES = (
 
 @dataclass
 class Job:
-    """A job and its run directory."""
+    """A job and its run directory. max_steps: those it is to train."""
 
     id: str
     run_dir: Path
     log: Path
+    max_steps: int
 
     def steps(self) -> int:
         """The last step that is written down."""
@@ -78,7 +78,7 @@ class Job:
             time.sleep(0.5)
         outcome = read_outcome(self.run_dir)
         assert outcome is not None, self.said()
-        assert (outcome.exit_code, outcome.step) == (0, STEPS), self.said()
+        assert (outcome.exit_code, outcome.step) == (0, self.max_steps), self.said()
 
     def said(self) -> str:
         """Its log, of all its starts."""
@@ -99,11 +99,18 @@ def wait_for_nodes(seconds: float = 120) -> None:
 
 
 def submit(
-    data: Path, run_dir: Path, *overrides: str, nodes: str = "2", options: tuple[str, ...] = (), python: str = ""
+    data: Path,
+    run_dir: Path,
+    *overrides: str,
+    nodes: str = "2",
+    max_steps: int = STEPS,
+    options: tuple[str, ...] = (),
+    python: str = "",
+    variables: Mapping[str, str] | None = None,
 ) -> Job:
     """Submits a job of 2 processes a node, once all nodes are free. options: sbatch's.
 
-    python: what every process runs as it starts.
+    python: what every process runs as it starts. variables: more of its environment.
     """
     wait_for_nodes()
     log, start = run_dir.parent / f"{run_dir.name}.log", run_dir.parent / "start"
@@ -115,7 +122,8 @@ def submit(
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{start}:{ROOT}",
         "OMP_NUM_THREADS": "1",
+        **(variables or {}),
     }
-    arguments = keys(data, run_dir, *OVERRIDES, "launch.processes=2", *overrides)
+    arguments = keys(data, run_dir, *OVERRIDES, f"max_steps={max_steps}", "launch.processes=2", *overrides)
     submitted = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=True)
-    return Job(submitted.stdout.strip(), run_dir, log)
+    return Job(submitted.stdout.strip(), run_dir, log, max_steps)

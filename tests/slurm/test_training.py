@@ -52,7 +52,7 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     @cache
     def run(processes: int, *overrides: str) -> Path:
         run_dir = tmp_path_factory.mktemp("unbroken") / "run"
-        with train(data, run_dir, *OVERRIDES, *overrides, processes=processes) as command:
+        with train(data, run_dir, *OVERRIDES, f"max_steps={STEPS}", *overrides, processes=processes) as command:
             command.succeed(timeout=400)
         assert len(curve(run_dir)) == STEPS
         return run_dir
