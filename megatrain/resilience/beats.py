@@ -166,7 +166,11 @@ class Beats:
         behind = self._behind(watched)
         if len(behind) == len(watched) > 1:
             place, seconds = self.last[behind[0]].place, self._standing(behind)
-            return f"all {len(watched)} ranks have been {place} for {seconds}, none is behind the others"
+            sentence = f"all {len(watched)} ranks have been {place} for {seconds}, none is behind the others"
+            mute = [rank for rank in watched if not self.last[rank].records]
+            if 0 < len(mute) < len(watched):
+                sentence += f"; no answer from the flight recorder of {self._names(mute)}, likely a device that hangs"
+            return sentence
         return self._name_hung(behind, watched)
 
     def _name_hung(self, ranks: Sequence[int], watched: Sequence[int], missed: Stand | None = None) -> str:
