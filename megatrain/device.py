@@ -10,6 +10,7 @@ Design choices:
 from __future__ import annotations
 
 import gc
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,7 +64,10 @@ def start(timeout_seconds: float, deterministic: bool = False) -> torch.device:
 
     The device is set before the group is made, which binds NCCL's communicators to it (device_id) and saves the first
     collective from guessing. Allocator settings are read at the first allocation, hence first of all.
+    NCCL's own watch over a device that doesn't answer aborts the process: it is given as long as a collective, so that
+    the run's watchdog speaks first.
     """
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(math.ceil(timeout_seconds)))
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the old name, which torch still puts first
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if deterministic:

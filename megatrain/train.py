@@ -58,6 +58,7 @@ from megatrain.observe.pace import ComputeTimer, PaceSink
 from megatrain.observe.records import without_secrets
 from megatrain.observe.sinks import Sink, build_sinks, new_wandb_run_id
 from megatrain.parallel import mesh as meshes
+from megatrain.parallel.flight_recorder import FlightRecorder
 from megatrain.parallel.mesh import Mesh
 from megatrain.resilience.agreement import Agreement, Notices
 from megatrain.resilience.anomalies import Anomalies
@@ -288,6 +289,7 @@ def watch(trainer: Trainer, stragglers: Stragglers) -> Watchdog:
         heartbeat=resilience.heartbeat_seconds,
         timeout=resilience.timeout_seconds,
         stragglers=stragglers if dist.get_rank() == 0 else None,
+        recorder=FlightRecorder(pipeline=trainer.mesh.pipeline_size > 1),
     )
 
 

@@ -131,7 +131,13 @@ def test_a_crash_is_requeued_unless_megatrain_never_began(environment: dict[str,
         ("rank 3 (node8.cluster.example.org) died, last seen saving step 7", ["node8"]),
         ("rank 3 (login) was killed by signal 9", []),
         ('rank 5 (node7): RuntimeError: CUDA error: "uncorrectable ECC error" (rank 2)', ["node7"]),
+        (
+            "rank 3 (node8) hung computing step 7 for 60 s; the others waited, in recv between ranks 2, 3 (node7)",
+            ["node8"],
+        ),
         ("all 16 ranks have been computing step 7 (forward) for 60 s, none is behind the others", []),
+        ("all_reduce 9 of data-parallel ranks 1, 3 (node7, node8), which all of them have entered, hung for 60 s", []),
+        ("ranks wait in different collectives for 60 s, computing step 7: rank 0 (node7) in all_reduce 9 of", []),
         ("rank 3 (node7) lost the store on node8 while computing step 7: no answer", []),
     ],
 )

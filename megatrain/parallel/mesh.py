@@ -107,5 +107,5 @@ def _ends_group(mesh: DeviceMesh) -> dist.ProcessGroup | None:
     if stages == 1:
         return None
     pairs = mesh.mesh[[0, -1]].flatten(1).T.tolist()
-    group, _ = dist.new_subgroups_by_enumeration(pairs)  # type: ignore[no-untyped-call]
+    group, _ = dist.new_subgroups_by_enumeration(pairs, group_desc="mesh_ends")  # type: ignore[no-untyped-call]
     return group if mesh.get_local_rank("pp") in (0, stages - 1) else None

@@ -5,7 +5,11 @@ Design choices:
 - A rank is silent (process dead or stopped, node gone) or it stands still (its thread beats, its main thread doesn't
   move). When one stands still, soon all do, since they wait for it in a collective; named is who is behind. Silence
   explains a standstill, so it is looked for first.
-- Where no rank is behind, that is what is said: from places alone nobody can be blamed.
+- Places say which phase of which step; what of the collectives of a phase is open the flight recorders say, which are
+  asked once a rank has stood still for half of the timeout (collectives.py). Where they name nobody, places do, and
+  where no rank is behind that is what is said.
+- A sentence begins with ranks and their hosts only where it blames them: launch/slurm/pretrain.sbatch leaves out nodes
+  by that.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
+from megatrain.resilience.collectives import Explanation, GroupRecord, Stand, explain
 from megatrain.resilience.progress import Place
 from megatrain.resilience.stragglers import Pace
 
@@ -23,6 +28,10 @@ FIRST_STEP = 3
 """How many timeouts the first step of a start may take: kernels are compiled, communicators made, cold files read."""
 SILENT_BEATS = 3
 """A rank that misses so many beats is the cause where communication has failed already."""
+CAUSES = {"data": "storage", "save": "storage", "go_back": "storage"}
+"""What a rank is likely to hang in, by its phase, where it isn't in a collective."""
+CAUSE = "the device, or code that doesn't return"
+"""The same in the other phases."""
 NAMED = 8
 """Ranks that a sentence names before it says how many more."""
 
@@ -31,7 +40,7 @@ NAMED = 8
 class Beat:
     """A sign of life. launcher: the process that started this one. standing: seconds at `place`. leaving: the last.
 
-    pace: None until there is one.
+    pace: None until there is one. records: of the flight recorder, where it was asked and has answered.
     """
 
     number: int
@@ -42,6 +51,7 @@ class Beat:
     standing: float
     leaving: bool = False
     pace: Pace | None = None
+    records: tuple[GroupRecord, ...] = ()
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -49,8 +59,13 @@ class Beat:
     @staticmethod
     def decode(raw: bytes) -> Beat:
         fields = json.loads(raw)
-        place, pace = fields.pop("place"), fields.pop("pace")
-        return Beat(**fields, place=Place(**place), pace=pace and Pace(**pace))
+        place, pace, records = fields.pop("place"), fields.pop("pace"), fields.pop("records")
+        return Beat(
+            **fields,
+            place=Place(**place),
+            pace=pace and Pace(**pace),
+            records=tuple(GroupRecord.decode(each) for each in records),
+        )
 
 
 class Beats:
@@ -86,7 +101,11 @@ class Beats:
         if not any(self._is_late(rank, now) for rank in watched):
             return None
         silent = [rank for rank in watched if self._is_silent(rank, now)]
-        return self._name_silent(silent, now) if silent else self._name_behind(watched)
+        return self._name_silent(silent, now) if silent else self._explain(watched)
+
+    def stalled(self) -> bool:
+        """Whether a rank has stood still for so long that flight recorders are asked."""
+        return any(beat.standing > self.timeout / 2 for beat in self.last.values())
 
     def paces(self) -> dict[int, tuple[str, Pace]]:
         """The pace of each rank that has told one, after its host."""
@@ -128,18 +147,67 @@ class Beats:
             f"process or node dead, stopped or cut off"
         )
 
+    def _explain(self, watched: Sequence[int]) -> str:
+        """What hangs, as the flight recorders tell it or, where they tell nothing, the places."""
+        found = explain({rank: self.last[rank].records for rank in watched if self.last[rank].records})
+        if found is None:
+            return self._name_behind(watched)
+        if found.absent:
+            return self._name_hung(self._behind(found.absent), watched, found.stands[0])
+        return self._name_waiting(found)
+
+    def _behind(self, ranks: Sequence[int]) -> list[int]:
+        """Those of `ranks` that are at the least place."""
+        least = min(self.last[rank].place.order for rank in ranks)
+        return [rank for rank in ranks if self.last[rank].place.order == least]
+
     def _name_behind(self, watched: Sequence[int]) -> str:
-        least = min(self.last[rank].place.order for rank in watched)
-        behind = [rank for rank in watched if self.last[rank].place.order == least]
-        seconds = f"{max(self.last[rank].standing for rank in behind):.0f} s"
-        place = self.last[behind[0]].place
+        """By places alone."""
+        behind = self._behind(watched)
         if len(behind) == len(watched) > 1:
-            return f"all {len(watched)} ranks have been {place} for {seconds}, none is behind the others"
-        sentence = f"{self._names(behind)} hung {place} for {seconds}"
-        if len(behind) == len(watched):
+            place, seconds = self.last[behind[0]].place, self._standing(behind)
+            sentence = f"all {len(watched)} ranks have been {place} for {seconds}, none is behind the others"
+            mute = [rank for rank in watched if not self.last[rank].records]
+            if 0 < len(mute) < len(watched):
+                sentence += f"; no answer from the flight recorder of {self._names(mute)}, likely a device that hangs"
             return sentence
+        return self._name_hung(behind, watched)
+
+    def _name_hung(self, ranks: Sequence[int], watched: Sequence[int], missed: Stand | None = None) -> str:
+        """`ranks`, all at one place, are to blame. missed: what the others wait in."""
+        place = self.last[ranks[0]].place
         ahead = max((self.last[rank].place for rank in watched), key=lambda each: each.order)
-        return f"{sentence}; the others waited, up to {ahead}"
+        sentence = f"{self._names(ranks)} hung {place} for {self._standing(ranks)}"
+        if len(ranks) < len(watched):
+            sentence += "; the others waited"
+            sentence += f", up to {ahead}" * (ahead.order > place.order)
+            sentence += f", in {self._name_operation(missed)}" if missed else ""
+        return f"{sentence}; likely {CAUSES.get(place.phase, CAUSE)}"
+
+    def _name_waiting(self, found: Explanation) -> str:
+        """Nobody is to blame."""
+        stand = found.stands[0]
+        seconds, place = self._standing(stand.ranks), self.last[stand.ranks[0]].place
+        if len(found.stands) == 1:
+            what = f"{self._name_operation(stand)}, which all of them have entered, hung for {seconds}"
+            return f"{what}, {place}; likely a link, a network card or a GPU"
+        stands = ", ".join(
+            f"{self._names(stand.ranks)} in {self._name_operation(stand)} "
+            f"(group {stand.group}, {stand.operation.elements} elements)"
+            for stand in found.stands[:NAMED]
+        )
+        return f"ranks wait in different collectives for {seconds}, {place}: {stands}; likely a bug in their order"
+
+    def _name_operation(self, stand: Stand) -> str:
+        """`all_reduce 12 of all ranks`, `recv between pipeline ranks 0, 2 (node-a)`."""
+        operation, everyone = stand.operation, len(stand.members) == self.world_size
+        ranks = "all ranks" if everyone else f"{stand.kind} {self._names(stand.members)}".lstrip()
+        if operation.peer is not None:
+            return f"{operation.name} between {ranks}"
+        return f"{operation.name} {operation.number} of {ranks}"
+
+    def _standing(self, ranks: Sequence[int]) -> str:
+        return f"{max(self.last[rank].standing for rank in ranks):.0f} s"
 
     def _names(self, ranks: Sequence[int]) -> str:
         """`rank 3 (node-b)`, `ranks 8, 9 (node-b)`; hosts as far as they are known."""

@@ -2,7 +2,8 @@
 
 Each rank has a thread that says every heartbeat, over the CPU store, where its main thread is (progress.py), and looks
 at what the others say (beats.py). The first to find a reason puts it into the store as the verdict. All ranks then
-write outcome.json, where the first wins, dump the stacks of their threads into run_dir/stacks and end.
+write outcome.json, where the first wins, dump the stacks of their threads into run_dir/stacks and what their flight
+recorders have into run_dir/flight_recorder, and end.
 
 Design choices:
 - os._exit: the main thread is in a collective that will never return.
@@ -11,7 +12,11 @@ Design choices:
 - The store may have died with its node. Each exchange with it runs in a thread of its own, on its own client, and is
   given up after the timeout; its loss is a reason too.
 - Time in which this process itself didn't run (a suspended job) isn't counted: nobody looks hung after it.
-- What may block on a dead file system, the outcome and the stacks, is given WRITE_SECONDS.
+- What may block on a dead file system, the outcome and the stacks, is given WRITE_SECONDS. So is the flight recorder,
+  which may block on a dead device, in a thread of its own; in beats it is asked only once a rank has stood still for
+  long, and a beat doesn't wait for its answer.
+- Each hang has a folder of its own for what the flight recorders had: the analyzer would take traces of different hangs
+  for one.
 - A rank that was killed on the launcher's own node is left to the launcher, which knows the signal.
 - A silent rank of this node gets a SIGCONT: a stopped one then finds the verdict and ends like the others. torchrun
   would wait half a minute before it kills it.
@@ -28,7 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +41,8 @@ from typing import TYPE_CHECKING
 
 from megatrain.errors import BUG
 from megatrain.resilience.beats import SILENT_BEATS, Beat, Beats
+from megatrain.resilience.collectives import GroupRecord, Recorder
+from megatrain.resilience.files import write_whole
 from megatrain.resilience.outcome import write_outcome
 from megatrain.resilience.parent import LAUNCHER
 from megatrain.resilience.progress import Progress
@@ -55,6 +62,7 @@ class Verdict:
     """Why all ranks end.
 
     found: by a watchdog, not told by the rank that failed; then stacks say more.
+    traces: of a hang, the folder for what the flight recorders have.
     left_to: host and process id of the launcher that will say it better; its own ranks are silent.
     """
 
@@ -62,6 +70,7 @@ class Verdict:
     reason: str
     found: bool
     left_to: tuple[str, int] | None = None
+    traces: str | None = None
 
 
 class Watchdog:
@@ -69,7 +78,7 @@ class Watchdog:
 
     store: a client of its own. attempt: names this start of the run; a restart may meet the same store.
     timeout: seconds without a beat, or without progress of a main thread, after which a rank counts as dead or hung.
-    stragglers: is shown the paces of all ranks; one rank's is enough.
+    stragglers: is shown the paces of all ranks; one rank's is enough. recorder: of this rank's collectives.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
         end_process: Callable[[int], object] = os._exit,
         stragglers: Stragglers | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.progress = progress
         self.store = store
@@ -99,6 +109,10 @@ class Watchdog:
         self._clock = clock
         self._end_process = end_process
         self._stragglers = stragglers
+        self._recorder = recorder
+        self._asks = ThreadPoolExecutor(1, "flight-recorder")
+        self._asked: Future[tuple[GroupRecord, ...]] | None = None
+        self._answer: tuple[GroupRecord, ...] = ()
         self._now, self._looked = 0.0, clock()
         self._place, self._since = progress.place, 0.0
         self._number = 0
@@ -158,7 +172,8 @@ class Watchdog:
             self._place, self._since = place, self._now
         self._number += 1
         standing = round(self._now - self._since, 3)
-        own = Beat(self._number, *self.home, os.getpid(), place, standing, self._leaving, self.progress.meter.pace())
+        pace, records = self.progress.meter.pace(), self._records()
+        own = Beat(self._number, *self.home, os.getpid(), place, standing, self._leaving, pace, records)
         self.store.set(self._keys[self.rank], own.encode())
         self._take_beats()
         if self._stragglers is not None:
@@ -169,6 +184,18 @@ class Watchdog:
         if verdict is None:
             return None
         return _decode(self.store.compare_set(self._verdict_key, "", json.dumps(asdict(verdict))))
+
+    def _records(self) -> tuple[GroupRecord, ...]:
+        """What the flight recorder answered the beat before, or last, while a rank stands still."""
+        if self._recorder is None or not self.beats.stalled():
+            self._asked, self._answer = None, ()
+            return ()
+        if self._asked is not None and self._asked.done():
+            self._answer = () if self._asked.exception() else self._asked.result()
+            self._asked = None
+        if self._asked is None:
+            self._asked = self._asks.submit(self._recorder.records)
+        return self._answer
 
     def _take_beats(self) -> None:
         # A get of what isn't there yet would wait for it.
@@ -181,7 +208,10 @@ class Watchdog:
         if gone := self.beats.gone():
             return Verdict(BUG, gone, found=True, left_to=self.home if LAUNCHER in os.environ else None)
         reason = self.beats.verdict(self._now, self._communication_failed)
-        return None if reason is None else Verdict(BUG, reason, found=True)
+        if reason is None:
+            return None
+        traces = None if self._communication_failed else time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        return Verdict(BUG, reason, found=True, traces=traces)
 
     def _store_lost(self, what: str) -> Verdict:
         host = os.environ.get("MASTER_ADDR", "unknown")
@@ -189,9 +219,13 @@ class Watchdog:
         return Verdict(BUG, reason, found=True)
 
     def _end(self, verdict: Verdict) -> None:
+        deadline = time.monotonic() + WRITE_SECONDS
         writing = threading.Thread(target=self._write_down, args=(verdict,), daemon=True)
-        writing.start()
-        writing.join(WRITE_SECONDS)
+        tracing = threading.Thread(target=self._write_trace, args=(verdict,), daemon=True)
+        for each in (writing, tracing):
+            each.start()
+        for each in (writing, tracing):
+            each.join(max(0.0, deadline - time.monotonic()))
         if writing.is_alive():
             print(f"megatrain train: {verdict.reason}; {self.run_dir} can't be written", file=sys.stderr, flush=True)
         if verdict.found and not self._communication_failed:
@@ -223,6 +257,14 @@ class Watchdog:
             file.write(f"{reason}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+
+    def _write_trace(self, verdict: Verdict) -> None:
+        if self._recorder is None or verdict.traces is None:
+            return
+        path = self.run_dir / "flight_recorder" / verdict.traces / f"rank_{self.rank:05d}"
+        with suppress(OSError, RuntimeError, ValueError):  # Of the disk, of torch, of what torch answered.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, self._recorder.trace())
 
 
 def _decode(raw: bytes) -> Verdict:

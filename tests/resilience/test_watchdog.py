@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from megatrain.errors import BUG, GAVE_UP
 from megatrain.resilience import watchdog
+from megatrain.resilience.collectives import GroupRecord, Operation, Recorder
 from megatrain.resilience.outcome import read_outcome
 from megatrain.resilience.progress import Progress
 from megatrain.resilience.watchdog import Watchdog
@@ -26,7 +28,12 @@ class Ranks:
     """RANKS watchdogs whose threads aren't started: they look when `beat` says so, HEARTBEAT later each time."""
 
     def __init__(
-        self, run_dir: Path, attempt: str = "1", stores: list[Any] | None = None, timeout: float = TIMEOUT
+        self,
+        run_dir: Path,
+        attempt: str = "1",
+        stores: list[Any] | None = None,
+        timeout: float = TIMEOUT,
+        recorders: Sequence[Recorder | None] = (None,) * RANKS,
     ) -> None:
         self.now = 0.0
         self.ended: dict[int, int] = {}
@@ -46,6 +53,7 @@ class Ranks:
                 timeout,
                 clock=lambda: self.now,
                 end_process=lambda code, rank=rank: self.ended.update({rank: code}),  # type: ignore[misc]
+                recorder=recorders[rank],
             )
             for rank in range(RANKS)
         ]
@@ -97,12 +105,104 @@ def test_a_hang_ends_all_with_one_line(ranks: Ranks, tmp_path: Path, capsys: pyt
     assert ranks.ended == dict.fromkeys(ALL, BUG)
     reason = reason_of(tmp_path)
     assert reason.startswith("rank 1 (")
-    assert reason.endswith(") hung reading data for step 11 for 5 s; the others waited, up to computing step 11")
+    assert reason.endswith(
+        ") hung reading data for step 11 for 5 s; the others waited, up to computing step 11; likely storage"
+    )
     assert capsys.readouterr().err == f"{SAID}{reason}\n"
     assert stacks(tmp_path) == [f"rank_0000{rank}.txt" for rank in ALL]
     text = (tmp_path / "stacks" / "rank_00001.txt").read_text()
     assert text.startswith(f"{reason}\n\n")
     assert " in test_a_hang_ends_all_with_one_line\n" in text
+
+
+class Recording:
+    """A flight recorder that says that its rank has entered so many collectives of all ranks, and waits in the last."""
+
+    def __init__(self, entered: int, waits: bool) -> None:
+        self.said = GroupRecord("0", 0, "", RANKS, entered, Operation("all_reduce", entered, 8) if waits else None)
+        self.asked = 0
+
+    def records(self) -> tuple[GroupRecord, ...]:
+        self.asked += 1
+        return (self.said,)
+
+    def trace(self) -> bytes:
+        return f"{self.said.entered} entered".encode()
+
+
+class Blocked(Recording):
+    """One on a device that doesn't answer."""
+
+    def __init__(self) -> None:
+        super().__init__(1, waits=False)
+        self.over = threading.Event()
+
+    def records(self) -> tuple[GroupRecord, ...]:
+        super().records()
+        self.over.wait(20)
+        return (self.said,)
+
+    def trace(self) -> bytes:
+        self.over.wait(20)
+        return b""
+
+
+def traces(run_dir: Path) -> dict[str, str]:
+    """What flight recorders left of the only hang."""
+    (hang,) = run_dir.glob("flight_recorder/*")
+    return {path.name: path.read_text() for path in sorted(hang.iterdir())}
+
+
+def test_the_collective_that_the_others_wait_in_is_named(tmp_path: Path) -> None:
+    recorders = [Recording(7, waits=True), Recording(6, waits=False), Recording(7, waits=True)]
+    ranks = Ranks(tmp_path, recorders=recorders)
+    ranks.beat(10, moving=ALL)
+    ranks.beat(BEATS_OF_TIMEOUT // 2 - 1)
+    assert [each.asked for each in recorders] == [0, 0, 0], "while nothing has stood still for long"
+    ranks.beat(BEATS_OF_TIMEOUT)
+    assert ranks.ended == dict.fromkeys(ALL, BUG)
+    assert re.fullmatch(
+        r"rank 1 \(.+\) hung reading data for step 11 for 5 s; the others waited, in all_reduce 7 of all ranks; "
+        "likely storage",
+        reason_of(tmp_path),
+    )
+    assert traces(tmp_path) == {"rank_00000": "7 entered", "rank_00001": "6 entered", "rank_00002": "7 entered"}
+
+
+def test_a_device_that_does_not_answer_hinders_neither_beats_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "WRITE_SECONDS", 0.1)
+    blocked = Blocked()
+    ranks = Ranks(tmp_path, recorders=[Recording(7, waits=True), blocked, Recording(7, waits=True)])
+    began = time.monotonic()
+    ranks.beat(4 * BEATS_OF_TIMEOUT)
+    assert time.monotonic() - began < 10
+    assert ranks.ended == dict.fromkeys(ALL, BUG)
+    assert blocked.asked == 1
+    reason = reason_of(tmp_path)
+    assert re.fullmatch(
+        r"all 3 ranks have been reading data for step 1 for 15 s, none is behind the others; "
+        r"no answer from the flight recorder of rank 1 \(.+\), likely a device that hangs",
+        reason,
+    )
+    assert capsys.readouterr().err == f"{SAID}{reason}\n"
+    assert sorted(traces(tmp_path)) == ["rank_00000", "rank_00002"]
+    assert len(stacks(tmp_path)) == RANKS
+    blocked.over.set()
+
+
+def test_a_recorder_that_fails_does_not_hinder_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Recording) -> Any:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(Recording, "records", fail)
+    monkeypatch.setattr(Recording, "trace", fail)
+    ranks = Ranks(tmp_path, recorders=[Recording(7, waits=True) for _ in ALL])
+    ranks.beat(4 * BEATS_OF_TIMEOUT)
+    assert ranks.ended == dict.fromkeys(ALL, BUG)
+    assert reason_of(tmp_path).startswith("all 3 ranks have been reading data for step 1 for 15 s")
+    assert traces(tmp_path) == {}
 
 
 def test_a_silent_rank_ends_the_others(ranks: Ranks, tmp_path: Path) -> None:
