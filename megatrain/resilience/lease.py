@@ -8,6 +8,8 @@ Design choices:
   and a dead one is renamed away; who moved a lease that wasn't the dead one puts it back.
 - A holder that has lost its lease (it was suspended, and somebody took over) ends at once: there may be one writer.
 - All launchers of a start share the lease; the first to come holds it. Under plain torchrun rank 0 does.
+- Slurm runs a job once at a time. A holder of the same job, of a start before its requeue, is on a node that Slurm has
+  lost but that still sees the file system: the later start takes its lease, and gives it the time to notice.
 - Asked of the file system: link and rename are atomic, and a file that is opened anew shows when it was modified: so do
   local disks, NFS (close-to-open), Lustre and GPFS.
 """
@@ -37,6 +39,8 @@ BEAT_SECONDS = 2.0
 WATCH_SECONDS = 20.0
 """A lease that doesn't change for so long is a dead launcher's."""
 LOOK_SECONDS = 0.2
+LAST_BEATS = 3
+"""After so many of its beats a holder has seen that its lease was taken."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Holder:
     """Who holds a lease.
 
     start: what the launchers of one start have in common. machine: where its process id means something.
-    job: its Slurm job, if it has one.
+    job: its Slurm job, if it has one. requeues: how often that was requeued before.
     """
 
     id: str
@@ -53,6 +57,7 @@ class Holder:
     pid: int
     machine: str
     job: str | None
+    requeues: int
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + (f" (Slurm job {self.job})" if self.job else "")
@@ -86,9 +91,8 @@ class Lease:
         self.path = run_dir / LEASE
         self.kept = False
         self.dead: Holder | None = None
-        self._own = Holder(
-            uuid4().hex, start, socket.gethostname(), os.getpid(), _machine(), os.environ.get("SLURM_JOB_ID")
-        )
+        job, requeues = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self._own = Holder(uuid4().hex, start, socket.gethostname(), os.getpid(), _machine(), job, requeues)
         self._lost = lost
         self._beat_seconds = beat_seconds
         self._watch_seconds = watch_seconds
@@ -106,11 +110,13 @@ class Lease:
             raise GaveUp(f"{self.path}: {error}") from error
 
     def _take(self) -> None:
+        leaving = False
         while not self._create():
             seen = self._look()
             if seen is None:
                 continue  # It has just been released.
-            if _is_gone(seen.holder) or (found := self._watch(seen)) == seen:
+            leaving = self._follows(seen.holder)
+            if leaving or _is_gone(seen.holder) or (found := self._watch(seen)) == seen:
                 self._put_aside(seen)
                 self.dead = seen.holder
             elif found is None or found.text != seen.text or seen.holder is None:
@@ -122,6 +128,8 @@ class Lease:
                 raise bad_value("run_dir", self.run_dir, legal)
         self.kept = True
         self._thread.start()
+        if leaving:
+            time.sleep(LAST_BEATS * self._beat_seconds)
 
     def release(self) -> None:
         """Lets the next start in at once. A second call changes nothing."""
@@ -156,6 +164,15 @@ class Lease:
         except (ValueError, TypeError):
             return _Seen(None, text, modified)
 
+    def _follows(self, holder: Holder | None) -> bool:
+        """Whether this is the holder's job after a requeue."""
+        return (
+            holder is not None
+            and holder.job is not None
+            and holder.job == self._own.job
+            and holder.requeues < self._own.requeues
+        )
+
     def _watch(self, seen: _Seen) -> _Seen | None:
         """What the lease has become; `seen` where it didn't change for long."""
         ends = time.monotonic() + self._watch_seconds
@@ -185,7 +202,8 @@ class Lease:
             os.utime(self.path)
         else:
             self._released.set()
-            self._lost(f"lost run_dir={self.run_dir} to {seen.holder or 'somebody'}: this process stood still too long")
+            why = "this process stood still too long, or its job was requeued"
+            self._lost(f"lost run_dir={self.run_dir} to {seen.holder or 'somebody'}: {why}")
 
 
 def start_name(nodes: int, rendezvous: str | None, environment: Mapping[str, str] = os.environ) -> str:

@@ -116,6 +116,27 @@ def test_of_many_that_find_a_dead_one_a_single_one_takes_it(tmp_path: Path, take
     assert [path.name for path in tmp_path.iterdir()] == [LEASE]
 
 
+@pytest.mark.parametrize(("job", "requeues", "taken"), [("7", "1", True), ("7", "0", False), ("8", "1", False)])
+def test_a_requeued_job_takes_it_from_its_former_start(
+    job: str, requeues: str, taken: bool, take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That lives on, on a node that Slurm can't reach; it has noticed before the later one goes on."""
+    lines: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    take("first", lines.append)
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", requeues)
+    if not taken:
+        with pytest.raises(InputError):
+            take("second")
+        return
+    second = take("second")
+    assert len(lines) == 1
+    assert second.kept
+    assert second.dead is not None
+    assert second.dead.start == "first"
+
+
 def test_a_damaged_one_is_watched(tmp_path: Path, take: Take) -> None:
     (tmp_path / LEASE).write_bytes(b"{")
     lease = take()

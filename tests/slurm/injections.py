@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -39,8 +39,6 @@ SLACK = 5.0
 LAYOUTS = ("engine.zero_stage=3", "engine=fsdp", "engine.zero_stage=1")
 WATCHDOG = ("resilience.heartbeat_seconds=0.5", f"resilience.timeout_seconds={TIMEOUT}")
 ANOMALIES = tuple(f"resilience.anomalies.{key}" for key in ("window=8", "deviations=20", "repeats=2", "within=6"))
-DOWN_SECONDS = 120.0
-"""How long Slurm may take to miss a node and to take the job back."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,9 @@ class Scene:
         """What happens inside a process writes this file."""
         return self.folder / "told"
 
-    def submit(self, *overrides: str, folder: Path | None = None, **wrong: Any) -> Job:
+    def submit(
+        self, *overrides: str, folder: Path | None = None, nodes_left_out: Sequence[str] = ("node3",), **wrong: Any
+    ) -> Job:
         """A job on nodes 1 and 2. wrong: what happens inside `rank` (inside.py)."""
         restarts = f"resilience.restarts={int(self.seed == 1)}"
         happens = {"rank": self.rank, "step": self.step, "told": str(self.told), **wrong}
@@ -103,7 +103,7 @@ class Scene:
             (folder or self.folder) / "run",
             *(self.layout, restarts, f"saving.every={SAVED}", *WATCHDOG, *overrides),
             max_steps=STEPS,
-            options=("--exclude=node3",),
+            options=tuple(f"--exclude={node}" for node in nodes_left_out),
             python=Path(inside.__file__).read_text(),
             variables={inside.VARIABLE: json.dumps(happens)} if wrong else {},
         )
@@ -175,8 +175,11 @@ def stuck_read(scene: Scene) -> Found:
 
 
 def cut_link(scene: Scene) -> Found:
-    """The network cable of a node: for a moment (seed 0), or until Slurm has given the node up."""
-    job = scene.submit()
+    """The network cable of a node: for a moment (seed 0), or until the job has started again on the others.
+
+    What is left of the first start on that node still sees the run directory all the while.
+    """
+    job = scene.submit(nodes_left_out=())
     job.wait_for_step(scene.step)
     began = time.time()
     scene.slurm("cut-link", scene.node)
@@ -187,10 +190,9 @@ def cut_link(scene: Scene) -> Found:
         silent = r"ranks? [\d, ]+ \(node\d\) gave no sign of life for \d s, last seen .+"
         lost = r"rank \d \(node2\) lost the store on node1 while .+"
         outcome = scene.outcome(f"{silent}|{lost}")
-        job.wait_for(lambda: job.state() not in ("RUNNING", "COMPLETING"), "Slurm's notice", DOWN_SECONDS)
+        return scene.again(outcome.time - began, outcome.reason)
     finally:
         scene.slurm("join-link", scene.node)
-    return scene.again(outcome.time - began, outcome.reason)
 
 
 def full_disk(scene: Scene) -> Found:
