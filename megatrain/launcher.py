@@ -49,8 +49,8 @@ MEETING_SECONDS = 5.0
 SURVIVOR_SECONDS = 10
 """How long the other ranks may take to end once one has failed."""
 EVENTS = "events.jsonl"
-DECISION_SECONDS = 120.0
-"""How long after its own ranks have ended a launcher waits to hear from the one with the lease."""
+AGAIN_SECONDS = 120
+"""How long after a crash launchers wait for each other: to hear from the one with the lease, then to meet."""
 
 
 def run(config: TrainConfig, arguments: Sequence[str]) -> int:
@@ -212,7 +212,7 @@ class _Launchers:
         """Why the others can't be reached; and the deciding one's `loop`, the reason not to start the ranks."""
         if self._launch.nodes == 1:
             return None, loop
-        from torch.distributed import DistError
+        from torch.distributed import DistError, DistStoreError
         from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
         from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 
@@ -225,8 +225,10 @@ class _Launchers:
             if self._decides:
                 self._store.set(key, loop or "")
                 return None, loop
-            self._store.wait([key], timedelta(seconds=DECISION_SECONDS))
+            self._store.wait([key], timedelta(seconds=AGAIN_SECONDS))
             return None, self._store.get(key).decode() or None
+        except DistStoreError:
+            return _Failure(BUG, f"the launcher that has the lease said nothing for {AGAIN_SECONDS} s"), None
         except (RendezvousConnectionError, DistError):
             return _unreachable(self._launch.rendezvous), None
 
@@ -259,6 +261,7 @@ def _launch(
         rdzv_endpoint=config.launch.rendezvous or "localhost:0",
         # One node's ranks meet there too: the machine's own name needn't resolve.
         local_addr="localhost" if config.launch.nodes == 1 else None,
+        rdzv_configs={"join_timeout": AGAIN_SECONDS} if start else {},
         max_restarts=0,
         monitor_interval=0.1,
         # Requests to stop are ours; what is left means that nobody is there any more.

@@ -1,13 +1,16 @@
-"""The ranks of one node meet whatever the machine is called."""
+"""How ranks and launchers meet, and what is said where they don't."""
 
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from megatrain.errors import DONE
+from megatrain import launcher
+from megatrain.config import LaunchConfig, TrainConfig
+from megatrain.errors import BUG, DONE
 from tests.distributed.command import Command, curve, keys
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(200)]
@@ -30,3 +33,15 @@ def test_a_machine_whose_name_does_not_resolve(small_set: Path, tmp_path: Path) 
         finished = command.wait(timeout=120)
     assert finished.code == DONE, finished
     assert len(curve(run_dir)) == 1
+
+
+def test_a_launcher_that_never_hears_what_was_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "AGAIN_SECONDS", 1)
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    config = TrainConfig(launch=LaunchConfig(nodes=2, rendezvous=f"localhost:{port}"))
+    launchers = launcher._Launchers(config, decides=False)
+    failure, loop = launchers.agree(1, None)
+    assert loop is None
+    assert failure is not None
+    assert (failure.exit_code, failure.reason) == (BUG, "the launcher that has the lease said nothing for 1 s")

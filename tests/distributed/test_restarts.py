@@ -106,13 +106,11 @@ def test_ranks_of_two_nodes_start_again_in_place(small_set: Path, tmp_path: Path
 
 
 MEETS_FOR_HALF_A_MINUTE = """
-from datetime import timedelta
+from megatrain import launcher
 
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTimeout
-
-RendezvousTimeout._DEFAULT_TIMEOUTS["join"] = timedelta(seconds=30)
+launcher.AGAIN_SECONDS = 30
 """
-"""Launchers wait so long for those of the other nodes: without it ten minutes."""
+"""After a crash launchers wait so long for those of the other nodes, in place of two minutes."""
 
 
 @pytest.mark.long
