@@ -45,14 +45,15 @@ ANOMALIES = tuple(f"resilience.anomalies.{key}" for key in ("window=8", "deviati
 class Found:
     """How it was noticed. seconds: after the harm, None where nothing had to be. said: the sentence.
 
-    lost_steps: trained twice, skipped, or passed over. starts: of the ranks. changed: the end isn't that of an unbroken
-    run, and events of these kinds say why.
+    untrained: steps that are skipped or passed over. starts: of the ranks; more: there may be more of them.
+    changed: the end isn't that of an unbroken run, and events of these kinds say why.
     """
 
     seconds: float | None
     said: str
-    lost_steps: int = 0
+    untrained: int = 0
     starts: int = 1
+    more: bool = False
     changed: tuple[str, ...] = ()
 
 
@@ -71,7 +72,6 @@ class Scene:
     data: Path
     random: Random = field(init=False)
     job: Job = field(init=False, repr=False)
-    reached: int = 0
 
     def __post_init__(self) -> None:
         self.random = Random(f"{self.kind} {self.seed}")
@@ -126,7 +126,6 @@ class Scene:
         job.wait_for(lambda: read_outcome(job.run_dir) is not None, "an outcome")
         outcome = read_outcome(job.run_dir)
         assert outcome is not None
-        self.reached = job.steps()
         assert re.fullmatch(reason, outcome.reason), outcome.reason
         return outcome
 
@@ -134,8 +133,7 @@ class Scene:
         """Waits for the start after that."""
         job = self.job
         job.wait_for(lambda: job.starts() == 2, "its second start")
-        (event,) = events(job, "resume")
-        return Found(seconds, said, self.reached - event["step"], starts=2)
+        return Found(seconds, said, starts=2)
 
     def named(self) -> str:
         """A pattern for the rank and its node."""
@@ -145,6 +143,12 @@ class Scene:
 def events(job: Job, *kinds: str) -> list[dict[str, Any]]:
     """The events of these kinds, in order."""
     return [dict(event) for event in read(job.run_dir / "events.jsonl") if event["event"] in kinds]
+
+
+def trained_twice(job: Job) -> int:
+    """Steps before a crash that a later start trained again."""
+    steps = [event["step"] for event in events(job, "crash", "resume")]
+    return sum(crashed - resumed for crashed, resumed in zip(steps[::2], steps[1::2], strict=True))
 
 
 def killed_rank(scene: Scene) -> Found:
@@ -177,7 +181,8 @@ def stuck_read(scene: Scene) -> Found:
 def cut_link(scene: Scene) -> Found:
     """The network cable of a node: for a moment (seed 0), or until the job has started again on the others.
 
-    What is left of the first start on that node still sees the run directory all the while.
+    What is left of the first start on that node still sees the run directory all the while. When the link is back, its
+    srun may yet cancel its step, and hit that of the second start, which has the same number: then there is a third.
     """
     job = scene.submit(nodes_left_out=())
     job.wait_for_step(scene.step)
@@ -190,7 +195,7 @@ def cut_link(scene: Scene) -> Found:
         silent = r"ranks? [\d, ]+ \(node\d\) gave no sign of life for \d s, last seen .+"
         lost = r"rank \d \(node2\) lost the store on node1 while .+"
         outcome = scene.outcome(f"{silent}|{lost}")
-        return scene.again(outcome.time - began, outcome.reason)
+        return replace(scene.again(outcome.time - began, outcome.reason), more=True)
     finally:
         scene.slurm("join-link", scene.node)
 
@@ -207,7 +212,7 @@ def full_disk(scene: Scene) -> Found:
     ballast.unlink()
     event = events(job, "save_failed")[0]
     assert "No space left on device" in event["reason"]
-    return Found(event["time"] - began, event["reason"])
+    return Found(event["time"] - began, event["reason"].partition("/checkpoints/")[2])
 
 
 def altered_checkpoint(scene: Scene) -> Found:
@@ -226,7 +231,7 @@ def altered_checkpoint(scene: Scene) -> Found:
     (event,) = events(job, "resume")
     note = next(note for note in event["notes"] if newest.path.name in note)
     assert event["step"] == older.step
-    return replace(found, seconds=event["time"] - altered, said=note)
+    return replace(found, seconds=event["time"] - altered, said=note.partition("/checkpoints/")[2])
 
 
 def nan(scene: Scene) -> Found:
@@ -257,8 +262,8 @@ def skipped(scene: Scene, steps: int, reason: str) -> Found:
     first, last = event["passed_over"]
     assert first <= (scene.step - 1) * inside.GLOBAL_BATCH
     assert last >= (scene.step + 1) * inside.GLOBAL_BATCH - 1
-    lost = (last + 1 - first) // inside.GLOBAL_BATCH
-    return Found(seconds, f"rollback: {event['reason']}", lost, changed=("skip", "rollback", "segment"))
+    passed_over = (last + 1 - first) // inside.GLOBAL_BATCH
+    return Found(seconds, f"rollback: {event['reason']}", passed_over, changed=("skip", "rollback", "segment"))
 
 
 def slow_rank(scene: Scene) -> Found:
@@ -274,13 +279,13 @@ def slow_rank(scene: Scene) -> Found:
 def jumped_clock(scene: Scene) -> Found:
     """The time of day of a rank or (seed 2) of the launcher that has the lease, by an hour or ten days."""
     offset, jump = scene.folder / "offset", scene.random.choice([-3600, 3600, -864000, 864000])
-    offset.write_text("+0")
+    inside.replace_text(offset, "+0")
     if scene.seed == 2:
         scene.rank = inside.LAUNCHER
     job = scene.submit(kind="clock", offset=str(offset))
     job.wait_for_step(scene.step)
     assert scene.told.read_text() == "0"
-    offset.write_text(f"{jump:+d}")
+    inside.replace_text(offset, f"{jump:+d}")
     job.wait_for(lambda: scene.told.read_text() == str(jump), "another time")
     return Found(None, f"{jump:+d} s: nothing depends on it")
 

@@ -22,6 +22,8 @@ from typing import Any
 
 VARIABLE = "MEGATRAIN_TEST_INJECTION"
 GLOBAL_BATCH = 8
+PRELOAD = "LD_PRELOAD"
+ONLY_TIME_OF_DAY = {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 LAUNCHER = -1
 """In place of a rank: the launcher of the first node."""
 
@@ -86,27 +88,33 @@ def read(step: int, told: Path) -> None:
 
 
 def clock(told: Path, offset: str, **_: int) -> None:
-    """Its time of day is another as soon as somebody writes to `offset`; `told` gets by how much it differs."""
+    """Its time of day is another as soon as somebody replaces `offset`; `told` says by how much it differs."""
     import libfaketime
 
-    variables = {
-        "LD_PRELOAD": str(next(Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))),
-        "FAKETIME_TIMESTAMP_FILE": offset,
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    if "LD_PRELOAD" not in os.environ:
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **variables})
-    for name in variables:  # What this process starts has the true time.
-        del os.environ[name]
+    if PRELOAD not in os.environ:
+        library = next(Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))
+        execute_anew({PRELOAD: str(library), "FAKETIME_TIMESTAMP_FILE": offset, **ONLY_TIME_OF_DAY})
     began = time.time() - time.monotonic()
 
     def watch() -> None:
         while True:
-            told.write_text(str(round(time.time() - time.monotonic() - began)))
+            replace_text(told, str(round(time.time() - time.monotonic() - began)))
             time.sleep(0.1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def execute_anew(changes: dict[str, str], without: str | None = None) -> None:
+    """This process with another environment."""
+    environment = {**os.environ, **changes}
+    os.execve(sys.executable, sys.orig_argv, {name: environment[name] for name in environment if name != without})
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Whoever reads sees the old text or the new one."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 KINDS: dict[str, Callable[..., None]] = {each.__name__: each for each in (gradients, speed, read, clock)}
@@ -126,3 +134,5 @@ if __name__ == "sitecustomize" and VARIABLE in os.environ:
     wrong = json.loads(os.environ[VARIABLE])
     if is_meant(wrong.pop("rank")):
         KINDS[wrong.pop("kind")](told=Path(wrong.pop("told")), **wrong)
+    elif PRELOAD in os.environ:  # Of a launcher, which starts the ranks.
+        execute_anew({}, without=PRELOAD)
