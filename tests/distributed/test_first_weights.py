@@ -36,7 +36,12 @@ def open_newest(run_dir: Path) -> CheckpointReader:
 
 
 @pytest.mark.parametrize(
-    "through", [pytest.param("run directory", marks=pytest.mark.long), "average", "Hugging Face folder"]
+    "through",
+    [
+        pytest.param("run directory", marks=pytest.mark.long),
+        pytest.param("average", marks=pytest.mark.long),
+        "Hugging Face folder",
+    ],
 )
 def test_a_new_run_has_the_weights_and_nothing_else(
     through: str, small_set: Path, uninterrupted: Callable[..., Path], tmp_path: Path

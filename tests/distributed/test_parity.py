@@ -23,7 +23,6 @@ SPANNING = {
     # Every engine, every layout, every precision, ZeRO-3 in most of them.
     ("zero0", "dp2", Precision.fp32),
     ("zero0", "tp2 dp2", Precision.fp64),
-    ("zero1", "dp2", Precision.bf16),
     ("zero1", "tp2", Precision.fp64),
     ("zero1", "interleaved pp2 dp2", Precision.fp32),
     ("zero1-offload", "dp2", Precision.fp32),

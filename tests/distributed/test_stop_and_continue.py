@@ -62,12 +62,17 @@ def stop(command: Command, run_dir: Path, step: int, *numbers: signal.Signals) -
 @pytest.mark.parametrize(
     ("overrides", "numbers"),
     [
-        (("precision=fp32", "engine.zero_stage=3"), [signal.SIGTERM]),
-        (("precision=bf16", "engine.zero_stage=3"), [signal.SIGTERM]),
-        (("precision=bf16", "engine.zero_stage=1"), [signal.SIGUSR1, signal.SIGUSR1]),
-        (("precision=bf16", "engine=fsdp"), [signal.SIGTERM]),
+        pytest.param(
+            ("precision=fp32", "engine.zero_stage=3"), [signal.SIGTERM], marks=pytest.mark.long, id="zero3-fp32"
+        ),
+        pytest.param(
+            ("precision=bf16", "engine.zero_stage=3"), [signal.SIGTERM], marks=pytest.mark.long, id="zero3-bf16"
+        ),
+        pytest.param(
+            ("precision=bf16", "engine.zero_stage=1"), [signal.SIGUSR1, signal.SIGUSR1], id="zero1-bf16-twice"
+        ),
+        pytest.param(("precision=bf16", "engine=fsdp"), [signal.SIGTERM], id="fsdp-bf16"),
     ],
-    ids=["zero3-fp32", "zero3-bf16", "zero1-bf16-twice", "fsdp-bf16"],
 )
 def test_a_run_that_was_stopped_trains_the_same(
     overrides: tuple[str, ...],
