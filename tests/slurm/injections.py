@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -153,21 +154,21 @@ def trained_twice(job: Job) -> int:
 
 def killed_rank(scene: Scene) -> Found:
     """SIGKILL."""
-    job = scene.submit()
-    job.wait_for_step(scene.step)
-    began = time.time()
-    scene.process().kill()
-    outcome = scene.outcome(rf"{scene.named()} (was killed by signal 9|died, last seen .+)")
-    return scene.again(outcome.time - began, outcome.reason)
+    return signalled(scene, signal.SIGKILL, r"(was killed by signal 9|died, last seen .+)")
 
 
 def stopped_rank(scene: Scene) -> Found:
     """SIGSTOP."""
+    return signalled(scene, signal.SIGSTOP, r"gave no sign of life for \d s, last seen .+")
+
+
+def signalled(scene: Scene, number: signal.Signals, said: str) -> Found:
+    """Sends the rank a signal. said: of it, a pattern."""
     job = scene.submit()
     job.wait_for_step(scene.step)
     began = time.time()
-    scene.process().suspend()
-    outcome = scene.outcome(rf"{scene.named()} gave no sign of life for \d s, last seen .+")
+    scene.process().send_signal(number)
+    outcome = scene.outcome(f"{scene.named()} {said}")
     return scene.again(outcome.time - began, outcome.reason)
 
 
